@@ -1,0 +1,1 @@
+"""Aligning generative recommenders with reinforcement learning: GenRec and GRPO-SR on TRL."""

@@ -1,0 +1,1 @@
+"""1. Logs to pages to examples."""

@@ -1,0 +1,1 @@
+"""4. Beam search on one shared prompt cache."""

@@ -1,0 +1,1 @@
+"""8. Policies and test pages to a report."""

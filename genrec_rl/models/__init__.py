@@ -1,0 +1,1 @@
+"""3. The policy, and the language it reads."""

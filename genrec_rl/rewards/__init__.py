@@ -1,0 +1,1 @@
+"""6. What a rollout is worth: rules only, no model."""

@@ -1,0 +1,1 @@
+"""7. GRPO-SR on TRL."""

@@ -1,0 +1,1 @@
+"""5. Page-wise supervised fine-tuning."""

@@ -1,0 +1,1 @@
+"""2. Items to semantic ids (SIDs), and back."""

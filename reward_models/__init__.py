@@ -1,0 +1,1 @@
+"""Reward models: each implements ``genrec_rl.rewards.protocol.RewardModel``."""
