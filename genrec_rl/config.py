@@ -62,7 +62,9 @@ def parse_recipe(
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise
-        raise ConfigError(f"{Path(recipe_file).name}: the arguments above were refused (see --help)") from None
+        raise ConfigError(
+            f"{Path(recipe_file).name}: the arguments above were refused (see --help)"
+        ) from None
 
 
 def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -122,8 +124,12 @@ def _names(accepted: Sequence[type]) -> str:
 
 def _plain_types(hint: Any) -> list[type]:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [t for member in typing.get_args(hint) if member is not type(None) for t in _plain_types(member)]
-        return [] if any(not _plain_types(m) for m in typing.get_args(hint) if m is not type(None)) else members
+        members = [
+            t for member in typing.get_args(hint) if member is not type(None) for t in _plain_types(member)
+        ]
+        return (
+            [] if any(not _plain_types(m) for m in typing.get_args(hint) if m is not type(None)) else members
+        )
     if typing.get_origin(hint) is typing.Literal:
         return list({type(v) for v in typing.get_args(hint)})
     origin = typing.get_origin(hint) or hint
@@ -163,7 +169,9 @@ def component_class(
 ) -> type:
     """Import the class of a block, from a trusted package only, and check that it implements the Protocol."""
     if not isinstance(block, Mapping) or not isinstance(block.get("class_path"), str):
-        raise ConfigError(f"{key}: expected {{class_path: package.module.Class, init_args: {{...}}}}, got {block!r}")
+        raise ConfigError(
+            f"{key}: expected {{class_path: package.module.Class, init_args: {{...}}}}, got {block!r}"
+        )
     for name in block:
         if name not in ("class_path", "init_args"):
             raise ConfigError(f"{key}: unknown key '{name}'{nearest(name, ('class_path', 'init_args'))}")
@@ -214,7 +222,9 @@ def check_init_args(
     lacking = [
         name
         for name, p in parameters.items()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in init_args
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and name not in init_args
     ]
     if lacking:
         raise ConfigError(f"{key}: {block['class_path']} needs init_args {', '.join(lacking)}")

@@ -1,0 +1,209 @@
+"""What every run leaves behind: metrics.jsonl, a W&B run (offline without an account), and a stage record.
+
+Logging never ends a run: metrics.jsonl is written first, and when W&B fails it is switched off with one line.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+from genrec_rl.errors import ConfigError, GenRecError
+
+PROJECT = "genrec_rl"
+STAGE_FILE = "stage.json"
+console = Console(soft_wrap=True)
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's main; an error that genrec_rl raised on purpose is one line on stderr and exit code 2."""
+    try:
+        main()
+    except GenRecError as error:
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        print(error, file=sys.stderr)  # noqa: T201  (plain: the message may hold square brackets)
+        raise SystemExit(2) from None
+
+
+def require_stage(folder: str | Path, *, stage: str, command: str) -> Path:
+    """Return the folder of a finished earlier stage.
+
+    Raises:
+        ConfigError: when it is absent or unfinished; the message names the command that makes it.
+    """
+    path = Path(folder)
+    if not (path / STAGE_FILE).is_file():
+        raise ConfigError(
+            f"no finished '{stage}' stage in {path}; make it with `{command} --output_dir {path}`"
+        )
+    return path
+
+
+def stage_key(settings: Any, inputs: Mapping[str, str | Path]) -> str:
+    """Digest of a stage's settings and of the stages it reads: equal keys mean the work is done."""
+    plain = {k: v for k, v in _plain(settings).items() if k != "output_dir"}
+    upstream = {name: _stage_digest(Path(folder)) for name, folder in sorted(inputs.items())}
+    return _digest({"settings": plain, "inputs": upstream})
+
+
+def finish_stage(
+    output_dir: str | Path, *, stage: str, settings: Any, inputs: Mapping[str, str | Path], seconds: float
+) -> None:
+    """Write ``stage.json``, last of all files of a stage, so that its presence means the stage is whole."""
+    record = {
+        "stage": stage,
+        "key": stage_key(settings, inputs),
+        "settings": _plain(settings),
+        "inputs": {name: str(folder) for name, folder in inputs.items()},
+        "seconds": round(seconds, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = Path(output_dir) / STAGE_FILE
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    part.replace(path)
+
+
+def is_finished(output_dir: str | Path, *, settings: Any, inputs: Mapping[str, str | Path]) -> bool:
+    """Whether the folder holds this very stage: same settings, same inputs."""
+    path = Path(output_dir) / STAGE_FILE
+    return path.is_file() and json.loads(path.read_text())["key"] == stage_key(settings, inputs)
+
+
+def _stage_digest(folder: Path) -> str:
+    path = folder / STAGE_FILE
+    return json.loads(path.read_text())["key"] if path.is_file() else str(folder)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _plain(settings: Any) -> dict[str, Any]:
+    if is_dataclass(settings) and not isinstance(settings, type):
+        return asdict(settings)
+    return dict(settings)
+
+
+class Tracker:
+    """Writes each logged row to ``output_dir/metrics.jsonl`` and to a W&B run.
+
+    W&B goes online only with WANDB_MODE=online or a configured key; otherwise the run lies in
+    ``output_dir/wandb`` and can be uploaded later with ``wandb sync``.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        *,
+        job_type: str,
+        config: Mapping[str, Any],
+        project: str = PROJECT,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._file = (self.output_dir / "metrics.jsonl").open("w")
+        self._run = self._start_wandb(
+            job_type=job_type, config=dict(config), project=project, group=group, tags=list(tags)
+        )
+
+    def _start_wandb(self, **settings: Any) -> Any:
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+        if mode == "disabled":
+            return None
+        os.environ.setdefault("WANDB_SILENT", "true")
+        attempts = ["online", "offline"] if mode == "online" else ["offline"]
+        for attempt in attempts:
+            try:
+                import wandb
+
+                return wandb.init(
+                    mode=attempt,  # type: ignore[arg-type]
+                    dir=str(self.output_dir),
+                    name=self.output_dir.name,
+                    settings=wandb.Settings(init_timeout=20),
+                    reinit="finish_previous",
+                    **settings,
+                )
+            except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
+                console.print(
+                    f"W&B ({attempt}) is off: {error}. metrics.jsonl goes on.", style="yellow", markup=False
+                )
+        return None
+
+    def log(self, values: Mapping[str, float | int | str], step: int | None = None) -> None:
+        """Log one row of finite or missing numbers; a NaN is written as null, never dropped."""
+        row = ({} if step is None else {"step": step}) | {k: _finite(v) for k, v in values.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._to_wandb(dict(values), step)
+
+    def log_table(
+        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None
+    ) -> None:
+        """Log a table to W&B, and its rows to ``output_dir/<name>.jsonl``."""
+        with (self.output_dir / f"{name}.jsonl").open("a") as file:
+            for row in rows:
+                file.write(
+                    json.dumps({"step": step} | dict(zip(columns, row, strict=True)), default=str) + "\n"
+                )
+        if self._run is not None:
+            import wandb
+
+            self._to_wandb({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])}, step)
+
+    def _to_wandb(self, values: dict[str, Any], step: int | None) -> None:
+        if self._run is None:
+            return
+        try:
+            self._run.log(values | ({} if step is None else {"train/global_step": step}))
+        except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
+            console.print(
+                f"W&B is off from here: {error}. metrics.jsonl goes on.", style="yellow", markup=False
+            )
+            self._run = None
+
+    @property
+    def wandb_dir(self) -> Path | None:
+        """Folder of the offline run, or None when W&B is off."""
+        return Path(self._run.dir).parent if self._run is not None else None
+
+    def close(self) -> None:
+        """Finish the W&B run and the file."""
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
+                console.print(f"W&B did not finish cleanly: {error}", style="yellow", markup=False)
+            self._run = None
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return netrc.is_file() and "api.wandb.ai" in netrc.read_text()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
