@@ -20,6 +20,7 @@ import yaml
 from genrec_rl.errors import ConfigError
 
 OWN_PACKAGES = ("genrec_rl", "reward_models")
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN_TYPES = (bool, int, float, str, list, dict, tuple)
 
 
@@ -40,7 +41,7 @@ def parse_recipe(
         argv: command-line words after the program's name; None reads ``sys.argv``.
 
     Raises:
-        ConfigError: for an unknown key (the nearest is named), an unreadable file or a value of the wrong type.
+        ConfigError: for an unknown key (the nearest is named), an unreadable file or a wrong type.
     """
     from transformers import HfArgumentParser
 
@@ -51,7 +52,7 @@ def parse_recipe(
     for path in [Path(recipe_file).with_suffix(".yaml"), config_file]:
         if path is not None:
             values |= _read_yaml(path, known)
-    parser = HfArgumentParser(list(schemas))
+    parser = HfArgumentParser(list(schemas))  # type: ignore[arg-type]
     for action in parser._actions:
         if action.dest in values:
             action.default = values[action.dest]
@@ -78,7 +79,7 @@ def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
     return None, words
 
 
-def _read_yaml(path: Path, known: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
+def _read_yaml(path: Path, known: Mapping[str, dataclasses.Field[Any]]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
@@ -123,13 +124,10 @@ def _names(accepted: Sequence[type]) -> str:
 
 
 def _plain_types(hint: Any) -> list[type]:
+    """Plain types that a hint admits, or [] when it admits anything that is not plain."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        members = [
-            t for member in typing.get_args(hint) if member is not type(None) for t in _plain_types(member)
-        ]
-        return (
-            [] if any(not _plain_types(m) for m in typing.get_args(hint) if m is not type(None)) else members
-        )
+        members = [_plain_types(member) for member in typing.get_args(hint) if member is not type(None)]
+        return [t for member in members for t in member] if all(members) else []
     if typing.get_origin(hint) is typing.Literal:
         return list({type(v) for v in typing.get_args(hint)})
     origin = typing.get_origin(hint) or hint
@@ -156,7 +154,7 @@ def load_component(
         trusted_packages: importable besides genrec_rl and reward_models.
 
     Raises:
-        ConfigError: before anything loads, for a foreign class path, an unknown, missing or ill-typed argument.
+        ConfigError: before anything loads, for a foreign class path or a wrong argument.
     """
     cls = component_class(block, expected=expected, key=key, trusted_packages=trusted_packages)
     build = getattr(cls, factory) if factory else cls
@@ -167,7 +165,7 @@ def load_component(
 def component_class(
     block: Mapping[str, Any], *, expected: type, key: str, trusted_packages: Sequence[str] = ()
 ) -> type:
-    """Import the class of a block, from a trusted package only, and check that it implements the Protocol."""
+    """Import a block's class, from a trusted package only, and check that it implements the Protocol."""
     if not isinstance(block, Mapping) or not isinstance(block.get("class_path"), str):
         raise ConfigError(
             f"{key}: expected {{class_path: package.module.Class, init_args: {{...}}}}, got {block!r}"
@@ -193,9 +191,8 @@ def component_class(
         raise ConfigError(f"{key}: no '{class_name}' in {module_name}{nearest(class_name, classes)}")
     missing = [n for n in protocol_members(expected) if not hasattr(cls, n)]
     if not inspect.isclass(cls) or missing:
-        raise ConfigError(
-            f"{key}: {path} is not a {expected.__name__}; it lacks {', '.join(missing) or 'a class definition'}"
-        )
+        lacks = ", ".join(missing) or "a class definition"
+        raise ConfigError(f"{key}: {path} is not a {expected.__name__}; it lacks {lacks}")
     return cls
 
 
@@ -219,13 +216,8 @@ def check_init_args(
             )
         init_args[name] = _coerce(value, hints.get(name), f"{key}.init_args.{name}")
     init_args |= {name: value for name, value in provided.items() if name in parameters}
-    lacking = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and name not in init_args
-    ]
+    required = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in _VARIADIC]
+    lacking = [name for name in required if name not in init_args]
     if lacking:
         raise ConfigError(f"{key}: {block['class_path']} needs init_args {', '.join(lacking)}")
     return init_args

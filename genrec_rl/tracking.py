@@ -25,7 +25,7 @@ console = Console(soft_wrap=True)
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's main; an error that genrec_rl raised on purpose is one line on stderr and exit code 2."""
+    """Run a recipe's main; an error raised on purpose is one line on stderr and exit code 2."""
     try:
         main()
     except GenRecError as error:
@@ -185,7 +185,7 @@ class Tracker:
             try:
                 self._run.finish()
             except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
-                console.print(f"W&B did not finish cleanly: {error}", style="yellow", markup=False)
+                _warn(f"W&B did not finish cleanly: {error}")
             self._run = None
         self._file.close()
 
@@ -196,6 +196,10 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _warn(message: str) -> None:
+    console.print(message, style="yellow", markup=False)
 
 
 def _has_wandb_key() -> bool:

@@ -33,9 +33,9 @@ class Context:
 
     user_id: str
     time: int
-    history: Int[np.ndarray, "n"]
-    history_times: Int[np.ndarray, "n"]
-    history_pages: Int[np.ndarray, "n"]
+    history: Int[np.ndarray, " n"]
+    history_times: Int[np.ndarray, " n"]
+    history_pages: Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,18 +47,18 @@ class Example:
 
     request_id: str
     context: Context
-    items: Int[np.ndarray, "m"]
-    actions: Int8[np.ndarray, "m"]
+    items: Int[np.ndarray, " m"]
+    actions: Int8[np.ndarray, " m"]
 
     @property
-    def positives(self) -> Int[np.ndarray, "p"]:
+    def positives(self) -> Int[np.ndarray, " p"]:
         """Rows of D+ = ordered and clicked, in target order."""
         return self.items[self.actions >= Action.CLICK]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollouts:
-    """What a policy proposes for P prompts: G semantic ids each, best first, resolved against the catalogue."""
+    """What a policy proposes for P prompts: G semantic ids each, best first, resolved to catalogue rows."""
 
     sids_PGL: Int[Tensor, "P G L"]
     rows_PG: Int[Tensor, "P G"]

@@ -58,7 +58,7 @@ class Gate(Protocol):
         self,
         contexts: Sequence[Context],
         candidates: Int[np.ndarray, "P G"],
-        positives: Sequence[Int[np.ndarray, "m"]] | None,
+        positives: Sequence[Int[np.ndarray, " m"]] | None,
     ) -> Float[np.ndarray, "P G"]:
         """Return s_i of valid catalogue rows.
 
