@@ -38,14 +38,25 @@ class SourceTables:
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
+@contextmanager
+def readable(where: str | Path) -> Iterator[None]:
+    """Turn what a broken or missing file raises into a DataError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{where}: no such file; the data contract asks for it") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise DataError(f"{where}: truncated, corrupt or no Parquet file ({error}); write or copy it again") from None
+
+
 def read_events(path: str | Path) -> pl.LazyFrame:
     """Scan an ``events.parquet`` and check it.
 
     Raises:
         DataError: when the file is missing, truncated or corrupt, or breaks the contract.
     """
-    with _readable(Path(path)):
-        return check_events(pl.scan_parquet(path))
+    with readable(path):
+        return check_events(scan_table(path))
 
 
 def read_items(path: str | Path) -> pl.DataFrame:
@@ -54,8 +65,20 @@ def read_items(path: str | Path) -> pl.DataFrame:
     Raises:
         DataError: when the file is missing, truncated or corrupt, or breaks the contract.
     """
-    with _readable(Path(path)):
+    with readable(path):
         return check_items(pl.read_parquet(path))
+
+
+def scan_table(path: str | Path) -> pl.LazyFrame:
+    """Open a Parquet table without reading its rows.
+
+    Raises:
+        DataError: when the file is missing, truncated or no Parquet file.
+    """
+    with readable(path):
+        table = pl.scan_parquet(path)
+        table.collect_schema()
+        return table
 
 
 def check_events(events: pl.LazyFrame) -> pl.LazyFrame:
@@ -142,16 +165,6 @@ def check_tables(events: pl.LazyFrame, items: pl.DataFrame) -> None:
             f"events row {strays['row'][0]}: item_id {strays['item_id'][0]!r} is not in items; "
             "add its row to items.parquet or remove the event"
         )
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; the data contract asks for it") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{path}: truncated, corrupt or no Parquet file ({error}); write or copy it again") from None
 
 
 def _require_columns(table: str, schema: Mapping[str, pl.DataType], names: tuple[str, ...]) -> None:

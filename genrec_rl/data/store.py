@@ -16,9 +16,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64
 
-from genrec_rl.data.events import SourceTables, check_events, check_items, check_tables
+from genrec_rl.config import nearest
+from genrec_rl.data.events import SourceTables, check_events, check_items, check_tables, readable
 from genrec_rl.data.pages import PageTable, assign_pages, build_pages, parse_page_rule
-from genrec_rl.data.split import PageSplit, Split, history_rule, isolate_last_items, split_pages
+from genrec_rl.data.split import PROTOCOLS, PageSplit, Split, history_rule, isolate_last_items, split_pages
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import Action, Example
 
@@ -28,6 +29,7 @@ CARD_FILE, EVENTS_FILE, ITEMS_FILE, TRUTH_FILE = (
     "items.parquet",
     "truth.npz",
 )
+APART = "Each user's last and second-last item stand on pages of their own (leave-one-out)."
 COMMAND = "python recipes/prepare.py"
 
 
@@ -128,27 +130,27 @@ def write_dataset(
         ConfigError: for an unknown page rule or split.
     """
     rule = parse_page_rule(page_rule or tables.page_rule)
-    items = check_items(tables.items)
-    events = check_events(tables.events)
-    check_tables(events, items)
+    if split not in PROTOCOLS:
+        raise ConfigError(f"split: '{split}' is none of {', '.join(PROTOCOLS)}{nearest(split, PROTOCOLS)}")
+    output_dir = Path(output_dir)
+    with readable(f"source '{tables.name}'"):
+        items = check_items(tables.items)
+        events = check_events(tables.events)
+        check_tables(events, items)
     events = assign_pages(events, rule)
     if split == "leave_one_out":
         events = isolate_last_items(events)
-    output_dir = Path(output_dir)
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=f".{output_dir.name}-") as folder:
         draft = Path(folder)
-        events.sink_parquet(draft / EVENTS_FILE)
+        with readable(f"source '{tables.name}'"):
+            events.sink_parquet(draft / EVENTS_FILE)
         items.write_parquet(draft / ITEMS_FILE)
         if tables.truth:
             np.savez(draft / TRUTH_FILE, allow_pickle=False, **tables.truth)
         card = _describe(tables, draft, items, page_rule=page_rule or tables.page_rule, split=split)
         (draft / CARD_FILE).write_text(json.dumps(asdict(card), indent=2) + "\n")
-        output_dir.mkdir(exist_ok=True)
-        (output_dir / CARD_FILE).unlink(missing_ok=True)
-        for name in (EVENTS_FILE, ITEMS_FILE, TRUTH_FILE, CARD_FILE):
-            if (draft / name).exists():
-                (draft / name).replace(output_dir / name)
+        _replace_files(draft, output_dir)
     return card
 
 
@@ -188,7 +190,7 @@ def _describe(tables: SourceTables, draft: Path, items: pl.DataFrame, *, page_ru
         )
     return DatasetCard(
         source=tables.name,
-        page=f"{parse_page_rule(page_rule).meaning} {tables.note}",
+        page=" ".join([parse_page_rule(page_rule).meaning, *[APART] * (split == "leave_one_out"), tables.note]),
         page_rule=page_rule,
         split=split,
         users=int(pages.starts_user.sum()),
@@ -205,6 +207,16 @@ def _describe(tables: SourceTables, draft: Path, items: pl.DataFrame, *, page_ru
         dropped_pages=parts.n_dropped,
         sha256={path.name: _sha256(path) for path in sorted(draft.iterdir())},
     )
+
+
+def _replace_files(draft: Path, output_dir: Path) -> None:
+    """Move the files over; the card goes first and comes last, so a folder with a card is whole."""
+    output_dir.mkdir(exist_ok=True)
+    for name in (CARD_FILE, TRUTH_FILE):
+        (output_dir / name).unlink(missing_ok=True)
+    for name in (EVENTS_FILE, ITEMS_FILE, TRUTH_FILE, CARD_FILE):
+        if (draft / name).exists():
+            (draft / name).replace(output_dir / name)
 
 
 def _read_card(path: Path) -> DatasetCard:
