@@ -42,9 +42,7 @@ def require_stage(folder: str | Path, *, stage: str, command: str) -> Path:
     """
     path = Path(folder)
     if not (path / STAGE_FILE).is_file():
-        raise ConfigError(
-            f"no finished '{stage}' stage in {path}; make it with `{command} --output_dir {path}`"
-        )
+        raise ConfigError(f"no finished '{stage}' stage in {path}; make it with `{command} --output_dir {path}`")
     return path
 
 
@@ -98,7 +96,8 @@ class Tracker:
     """Writes each logged row to ``output_dir/metrics.jsonl`` and to a W&B run.
 
     W&B goes online only with WANDB_MODE=online or a configured key; otherwise the run lies in
-    ``output_dir/wandb`` and can be uploaded later with ``wandb sync``.
+    ``output_dir/wandb`` and can be uploaded later with ``wandb sync``. ``enabled=False``, for all processes
+    but the main one, makes a tracker that writes nothing.
     """
 
     def __init__(
@@ -110,7 +109,11 @@ class Tracker:
         project: str = PROJECT,
         group: str | None = None,
         tags: Sequence[str] = (),
+        enabled: bool = True,
     ) -> None:
+        self.enabled, self._run = enabled, None
+        if not enabled:
+            return
         self.output_dir = Path(output_dir)
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._file = (self.output_dir / "metrics.jsonl").open("w")
@@ -144,20 +147,20 @@ class Tracker:
 
     def log(self, values: Mapping[str, float | int | str], step: int | None = None) -> None:
         """Log one row of finite or missing numbers; a NaN is written as null, never dropped."""
+        if not self.enabled:
+            return
         row = ({} if step is None else {"step": step}) | {k: _finite(v) for k, v in values.items()}
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         self._to_wandb(dict(values), step)
 
-    def log_table(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None
-    ) -> None:
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None) -> None:
         """Log a table to W&B, and its rows to ``output_dir/<name>.jsonl``."""
+        if not self.enabled:
+            return
         with (self.output_dir / f"{name}.jsonl").open("a") as file:
             for row in rows:
-                file.write(
-                    json.dumps({"step": step} | dict(zip(columns, row, strict=True)), default=str) + "\n"
-                )
+                file.write(json.dumps({"step": step} | dict(zip(columns, row, strict=True)), default=str) + "\n")
         if self._run is not None:
             import wandb
 
@@ -169,9 +172,7 @@ class Tracker:
         try:
             self._run.log(values | ({} if step is None else {"train/global_step": step}))
         except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
-            console.print(
-                f"W&B is off from here: {error}. metrics.jsonl goes on.", style="yellow", markup=False
-            )
+            console.print(f"W&B is off from here: {error}. metrics.jsonl goes on.", style="yellow", markup=False)
             self._run = None
 
     @property
@@ -187,7 +188,8 @@ class Tracker:
             except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
                 _warn(f"W&B did not finish cleanly: {error}")
             self._run = None
-        self._file.close()
+        if self.enabled:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -196,6 +198,11 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def is_main_process() -> bool:
+    """Whether this process writes files and logs: rank 0 of a launch, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _warn(message: str) -> None:

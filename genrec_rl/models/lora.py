@@ -1,0 +1,39 @@
+"""LoRA through peft: low-rank layers, with the merger and the SID tokens' vectors trained in full."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peft import LoraConfig, PeftModel
+from torch import nn
+
+from genrec_rl.errors import ConfigError
+
+
+def lora_config(settings: Mapping[str, Any] | None) -> LoraConfig | None:
+    """Return peft's configuration for a policy, or None for full fine-tuning.
+
+    New tokens start untrained, so their embeddings (tied to the LM head) are saved whole beside the low-rank
+    layers, as is the merger.
+
+    Raises:
+        ConfigError: for an argument that peft.LoraConfig does not have.
+    """
+    if settings is None:
+        return None
+    defaults = {
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
+        "modules_to_save": ["token_merger", "embed_tokens"],
+        "ensure_weight_tying": True,
+        "task_type": "CAUSAL_LM",
+    }
+    try:
+        return LoraConfig(**defaults | dict(settings))
+    except TypeError as error:
+        raise ConfigError(f"lora: {error}; see peft.LoraConfig") from None
+
+
+def merge_lora(model: nn.Module) -> nn.Module:
+    """Fold trained low-rank layers into the network, in place, and return it; other models come back as they are."""
+    return model.merge_and_unload() if isinstance(model, PeftModel) else model

@@ -1,0 +1,145 @@
+"""A policy: network, tokenizer, and the prompt writer that belongs to them; made once, checked at every load."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.models.prompts import PromptEncoder, PromptGrammar
+from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.vocab import SidVocab, build_tokenizer, extend_tokenizer, vocab_of
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """What recommends: ``model`` scores tokens, ``prompts`` writes contexts in the language it was trained on."""
+
+    model: GenRecQwen2ForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    vocab: SidVocab
+    prompts: PromptEncoder
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write weights (safetensors), configuration and tokenizer into one folder."""
+        self.model.save_pretrained(path)
+        self.tokenizer.save_pretrained(path)
+
+
+@dataclass(slots=True)
+class BackboneSize:
+    """Size of a backbone that is trained from scratch."""
+
+    hidden_size: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    intermediate_size: int = 384
+
+    def config(self) -> Qwen2Config:
+        """Return the Qwen2 configuration of this size."""
+        if self.hidden_size % (2 * self.num_heads):
+            raise ConfigError(f"hidden_size {self.hidden_size} is not a multiple of twice num_heads {self.num_heads}")
+        return Qwen2Config(
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_heads,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+        )
+
+
+def create_policy(
+    catalog: Catalog,
+    *,
+    grammar: PromptGrammar,
+    backbone: str | Path | BackboneSize,
+    embedding_dropout: float = 0.0,
+    residual_dropout: float = 0.0,
+    seed: int = 0,
+) -> Policy:
+    """Make an untrained policy for a catalogue.
+
+    Args:
+        catalog: gives the SIDs and their codebook sizes.
+        grammar: how prompts are written.
+        backbone: a size, to start from scratch, or the folder of a Qwen2 or Qwen2.5 checkpoint, whose tokenizer
+            gets the SID tokens.
+        embedding_dropout: see ``GenRecQwen2Config``.
+        residual_dropout: see ``GenRecQwen2Config``.
+        seed: of the new weights.
+    """
+    torch.manual_seed(seed)
+    if isinstance(backbone, BackboneSize):
+        tokenizer: PreTrainedTokenizerBase = build_tokenizer(catalog.codebook_sizes)
+        base = backbone.config()
+    else:
+        base, tokenizer = _read_backbone(backbone)
+        extend_tokenizer(tokenizer, catalog.codebook_sizes)
+    vocab = vocab_of(tokenizer, catalog.codebook_sizes)
+    config = GenRecQwen2Config.from_dict(
+        base.to_dict()
+        | {"model_type": GenRecQwen2Config.model_type, "grammar": asdict(grammar)}
+        | {"sid_codebook_sizes": list(vocab.codebook_sizes), "sid_token_start": vocab.sid_token_start}
+        | {"grammar_hash": grammar.digest(vocab), "catalog_fingerprint": catalog.fingerprint}
+        | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
+        | {"pad_token_id": vocab.pad_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    )
+    if isinstance(backbone, BackboneSize):
+        config.vocab_size = len(tokenizer)
+        model = GenRecQwen2ForCausalLM(config)
+    else:
+        model = GenRecQwen2ForCausalLM.from_pretrained(backbone, config=config)
+        if len(tokenizer) > model.config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
+
+
+def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBase]:
+    if not (Path(path) / "config.json").is_file():
+        raise ConfigError(f"backbone '{path}' has no config.json; name the folder of a Qwen2 checkpoint")
+    base = Qwen2Config.from_pretrained(path)
+    if base.model_type != "qwen2":
+        raise ConfigError(f"backbone '{path}' is a {base.model_type}; only qwen2 (Qwen2, Qwen2.5) is supported")
+    return base, AutoTokenizer.from_pretrained(path)
+
+
+def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
+    """Load a policy and check that it speaks of this catalogue, in this grammar.
+
+    Raises:
+        ConfigError: when the folder holds no policy.
+        DataError: when its weights are damaged, or its catalogue or grammar is another one.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no policy in '{folder}': it has no config.json; recipes/sft.py makes one")
+    try:
+        loaded: Any = GenRecQwen2ForCausalLM.from_pretrained(folder, output_loading_info=True)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{folder}: the policy cannot be loaded ({error}); train or copy it again") from error
+    model, info = loaded
+    config = model.config
+    if not config.grammar:
+        raise ConfigError(f"'{folder}' holds a {config.model_type} without a prompt grammar, not a policy")
+    if info["missing_keys"]:
+        raise DataError(f"{folder}: weights are missing ({', '.join(sorted(info['missing_keys']))})")
+    if config.catalog_fingerprint != catalog.fingerprint:
+        raise DataError(
+            f"{folder}: trained on catalogue {config.catalog_fingerprint[:12]}, given {catalog.fingerprint[:12]}; "
+            "pass the --sid_dir that the policy was trained with, or train it again"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    vocab = vocab_of(tokenizer, catalog.codebook_sizes)
+    grammar = PromptGrammar(**config.grammar)
+    if config.grammar_hash != grammar.digest(vocab):
+        raise DataError(
+            f"{folder}: its prompt grammar {config.grammar_hash[:12]} differs from this version's "
+            f"{grammar.digest(vocab)[:12]}; use the genrec_rl that trained it, or train it again"
+        )
+    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))

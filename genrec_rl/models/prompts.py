@@ -1,0 +1,136 @@
+"""THE prompt grammar: how a history is written for a policy. One place, for SFT, RL, evaluation, serving.
+
+    <|history|> item <|sep|> item <|sep|> ... -> s1 s2 s3 s1 s2 s3 ...
+
+With ``merge`` an item of the prompt is one vector (GenRec, eq. 5), carried through ``input_ids`` as one
+packed 64-bit id that the backbone unpacks; without it, the item's L tokens. The answer is SID tokens only:
+items have a fixed length, so a page needs no separators and an item no end token.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from string import ascii_lowercase
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.sids.vocab import HISTORY_TOKEN, SEPARATOR_TOKEN, SidVocab
+from genrec_rl.types import Context
+
+PACKED = 1 << 62
+"""Ids from here on are packed SIDs, far above any vocabulary."""
+
+GRAMMAR_VERSION = 1
+
+
+def bits_per_level(n_levels: int) -> int:
+    """Bits that each code of a packed SID takes."""
+    return 60 // n_levels
+
+
+def pack_sids(codes: Int[np.ndarray, "*shape L"]) -> Int[np.ndarray, "*shape"]:
+    """Write each SID as one integer: ``1 << 62 | c1 << 2b | c2 << b | c3``."""
+    bits = bits_per_level(codes.shape[-1])
+    packed = np.zeros(codes.shape[:-1], np.int64)
+    for level in range(codes.shape[-1]):
+        packed = packed << bits | codes[..., level].astype(np.int64)
+    return packed | PACKED
+
+
+def unpack_sids(packed: Int[Tensor, "*shape"], n_levels: int) -> Int[Tensor, "*shape L"]:
+    """Read the codes back; the inverse of ``pack_sids``."""
+    bits = bits_per_level(n_levels)
+    shifts = torch.arange(n_levels - 1, -1, -1, device=packed.device) * bits
+    return (packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptGrammar:
+    """Choices of the grammar; their digest travels with every checkpoint.
+
+    ``separator`` puts ``<|sep|>`` after each item (the paper's "about 2x" shorter prompts), after each page,
+    or nowhere (3x). ``max_history`` keeps the most recent items.
+    """
+
+    merge: bool = True
+    separator: Literal["item", "page", "none"] = "item"
+    max_history: int = 50
+
+    def __post_init__(self) -> None:
+        if self.separator not in ("item", "page", "none"):
+            raise ConfigError(f"separator '{self.separator}' is not one of item, page, none")
+        if self.max_history < 1:
+            raise ConfigError(f"max_history is {self.max_history}, at least 1 is needed")
+
+    def digest(self, vocab: SidVocab) -> str:
+        """Hash of everything that decides which ids a history becomes."""
+        facts = {"version": GRAMMAR_VERSION, "grammar": asdict(self), "vocab": asdict(vocab)}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class PromptEncoder:
+    """Writes contexts as prompts, and items as answers, for one catalogue.
+
+    Args:
+        grammar: the choices.
+        vocab: where the tokens lie.
+        codes: the catalogue's SIDs by row.
+    """
+
+    def __init__(self, grammar: PromptGrammar, vocab: SidVocab, codes: Int[np.ndarray, "n L"]) -> None:
+        if codes.shape[1] != vocab.n_levels:
+            raise DataError(f"the catalogue has {codes.shape[1]} SID levels, the vocabulary {vocab.n_levels}")
+        self.grammar = grammar
+        self.vocab = vocab
+        self._tokens = codes.astype(np.int64) + np.asarray(vocab.level_starts)
+        self._pieces = pack_sids(codes)[:, None] if grammar.merge else self._tokens
+
+    def prompt(self, context: Context) -> Int[np.ndarray, " S"]:
+        """Write a context as ids: one for ``<|history|>``, then the history, oldest first."""
+        history = context.history[-self.grammar.max_history :]
+        pieces = self._pieces[history]
+        closes = self._closes(context.history_pages[-self.grammar.max_history :])
+        body = np.concatenate([pieces, np.full((len(history), 1), self.vocab.separator_id)], axis=1)
+        keep = np.concatenate([np.ones(pieces.shape, bool), closes[:, None]], axis=1)
+        return np.concatenate([[self.vocab.history_id], body[keep]])
+
+    def _closes(self, pages: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        if self.grammar.separator == "page":
+            return np.append(pages[1:] != pages[:-1], True)[: len(pages)]
+        return np.full(len(pages), self.grammar.separator == "item")
+
+    def answer(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m*L"]:
+        """Write items at full resolution, as a page is generated and supervised (eq. 4)."""
+        return np.asarray(self._tokens[rows].reshape(-1))
+
+    def batch(self, prompts: list[Int[np.ndarray, " S"]]) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
+        """Left-pad prompts to one length; True in the second answer where a token is real."""
+        width = max(map(len, prompts))
+        ids = np.full((len(prompts), width), self.vocab.pad_id, np.int64)
+        is_token = np.zeros((len(prompts), width), bool)
+        for row, prompt in enumerate(prompts):
+            ids[row, width - len(prompt) :] = prompt
+            is_token[row, width - len(prompt) :] = True
+        return torch.from_numpy(ids), torch.from_numpy(is_token)
+
+    def render(self, ids: Int[np.ndarray, " S"]) -> str:
+        """Write a prompt for a person; a tokenizer cannot decode packed ids."""
+        starts = self.vocab.level_starts
+        names = {self.vocab.history_id: HISTORY_TOKEN, self.vocab.separator_id: SEPARATOR_TOKEN}
+        names[self.vocab.pad_id] = ""
+        words = []
+        for i in ids:
+            if i >= PACKED:
+                codes = unpack_sids(torch.tensor(int(i)), self.vocab.n_levels).tolist()
+                words.append(f"({','.join(map(str, codes))})")
+            elif i in names:
+                words.append(names[int(i)])
+            else:
+                level = int(np.searchsorted(starts, i, side="right")) - 1
+                words.append(f"<{ascii_lowercase[level]}_{i - starts[level]}>")
+        return " ".join(filter(None, words))

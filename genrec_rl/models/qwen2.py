@@ -1,0 +1,157 @@
+"""Qwen2 that reads packed SIDs: the Token Merger lies inside the backbone.
+
+TRL computes its losses from the backbone and the LM head and never calls the causal model's own forward, so a
+merger placed in ``ForCausalLM.forward`` would be bypassed in training.
+"""
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from genrec_rl.models.prompts import PACKED, unpack_sids
+from genrec_rl.models.token_merger import TokenMerger
+from genrec_rl.sids.vocab import SidVocab
+
+
+class GenRecQwen2Config(Qwen2Config):
+    """A Qwen2 configuration that also says how items are written.
+
+    Attributes:
+        sid_codebook_sizes: codes of each SID level.
+        sid_token_start: token id of the first code of the first level.
+        grammar: fields of ``PromptGrammar``.
+        grammar_hash: its digest, checked on load.
+        catalog_fingerprint: the catalogue that the policy was trained on, checked on load.
+        embedding_dropout: share of the input vectors' elements dropped in training.
+        residual_dropout: the same for the output of each attention and MLP block.
+    """
+
+    model_type = "genrec_qwen2"
+    auto_map = {}  # type: ignore[var-annotated]  # noqa: RUF012  (TRL reads it of any class outside transformers; unannotated: no field)
+
+    sid_codebook_sizes: list[int] | None = None
+    sid_token_start: int = 0
+    grammar: dict[str, Any] | None = None
+    grammar_hash: str = ""
+    catalog_fingerprint: str = ""
+    embedding_dropout: float = 0.0
+    residual_dropout: float = 0.0
+
+    @property
+    def merges(self) -> bool:
+        """Whether prompt items are merged into one vector."""
+        return bool((self.grammar or {}).get("merge"))
+
+    @property
+    def sid_level_starts(self) -> list[int]:
+        """Token id of code 0 of each level."""
+        return list(accumulate((self.sid_codebook_sizes or [])[:-1], initial=self.sid_token_start))
+
+    def describe(self, vocab: SidVocab) -> None:
+        """Copy the vocabulary's layout."""
+        self.sid_codebook_sizes = list(vocab.codebook_sizes)
+        self.sid_token_start = vocab.sid_token_start
+
+
+class DropoutLinear(nn.Linear):
+    """A Linear whose output is dropped out in training; its parameters keep a Linear's names."""
+
+    def __init__(self, like: nn.Linear, p: float) -> None:
+        super().__init__(like.in_features, like.out_features, bias=like.bias is not None)
+        self.dropout = nn.Dropout(p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``dropout(x W^T + b)``."""
+        return self.dropout(super().forward(x))
+
+
+class _InitMerger:
+    """Start every TokenMerger as a mean. Both classes need it: the backbone's post_init runs first."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)  # type: ignore[misc]
+        if isinstance(module, TokenMerger):
+            module.start_as_mean()
+
+
+class GenRecQwen2Model(_InitMerger, Qwen2Model):
+    """The backbone: ``input_ids`` may hold packed SIDs beside ordinary token ids."""
+
+    config_class = GenRecQwen2Config
+
+    def __init__(self, config: GenRecQwen2Config) -> None:
+        super().__init__(config)
+        if config.merges:
+            self.token_merger = TokenMerger(len(config.sid_codebook_sizes or ()), config.hidden_size)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        if config.residual_dropout > 0:
+            for layer in self.layers:
+                assert isinstance(layer, Qwen2DecoderLayer)
+                layer.self_attn.o_proj = DropoutLinear(layer.self_attn.o_proj, config.residual_dropout)
+                layer.mlp.down_proj = DropoutLinear(layer.mlp.down_proj, config.residual_dropout)
+        self.post_init()
+
+    def embed_prompt(self, input_ids: Int[Tensor, "B S"]) -> Float[Tensor, "B S H"]:
+        """Look up ordinary ids and merge packed ones.
+
+        The merger runs even when there is nothing to merge, so that DDP sees a gradient for it on every rank.
+        """
+        if not self.config.merges:
+            return self.embed_tokens(input_ids)
+        is_packed = input_ids >= PACKED
+        embeds = self.embed_tokens(input_ids.masked_fill(is_packed, self.config.pad_token_id or 0))
+        codes_NL = unpack_sids(input_ids[is_packed], self.token_merger.n_levels)
+        starts = torch.tensor(self.config.sid_level_starts, device=input_ids.device)
+        merged = self.token_merger(self.embed_tokens(codes_NL + starts))
+        return embeds.masked_scatter(is_packed.unsqueeze(-1), merged.to(embeds.dtype))
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B S"] | None = None,
+        attention_mask: Any = None,
+        position_ids: Int[Tensor, "B S"] | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Float[Tensor, "B S H"] | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run Qwen2 on merged prompts; arguments as in transformers."""
+        if inputs_embeds is None and input_ids is not None:
+            inputs_embeds = self.embedding_dropout(self.embed_prompt(input_ids))
+        return super().forward(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class GenRecQwen2ForCausalLM(_InitMerger, Qwen2ForCausalLM):
+    """The policy's network: backbone with merger, and the LM head."""
+
+    config_class = GenRecQwen2Config
+
+    def __init__(self, config: GenRecQwen2Config) -> None:
+        super().__init__(config)
+        self.model = GenRecQwen2Model(config)
+        self.post_init()
+
+
+AutoConfig.register(GenRecQwen2Config.model_type, GenRecQwen2Config)
+AutoModel.register(GenRecQwen2Config, GenRecQwen2Model)
+AutoModelForCausalLM.register(GenRecQwen2Config, GenRecQwen2ForCausalLM)

@@ -1,0 +1,60 @@
+"""Settings of GRPO-SR: TRL's GRPOConfig, the terms of eq. 8, and defaults that fit three-token answers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from trl import GRPOConfig
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.sft.trainer import has_accelerator
+
+
+@dataclass
+class GRPOSRConfig(GRPOConfig):
+    """``trl.GRPOConfig`` plus GenRec's choices. ``per_device_train_batch_size`` counts rollouts, as in TRL.
+
+    With ``anchor_positives: false`` and ``nll_coef: 0`` this is the paper's plain GRPO.
+    """
+
+    nll_coef: float = field(default=0.1, metadata={"help": "alpha of eq. 8; 0 leaves the NLL term out"})
+    nll_reduction: Literal["sum", "mean"] = field(
+        default="sum", metadata={"help": "over a SID's tokens: sum (eq. 8), or mean as in the policy term"}
+    )
+    anchor_positives: bool = field(default=True, metadata={"help": "eq. 7: hits earn the group's best reward"})
+    max_positives: int = field(default=8, metadata={"help": "positives a page gives to the NLL term, sampled"})
+    constrained_rollouts: bool = field(
+        default=False, metadata={"help": "roll out valid SIDs only; then hallucination is not measured"}
+    )
+    rollout_table_steps: int = field(default=50, metadata={"help": "steps between tables of sampled rollouts"})
+
+    loss_type: str = field(default="grpo", metadata={"help": "grpo is eq. 8; any of TRL's others may be chosen"})
+    beta: float = field(default=0.0, metadata={"help": "KL to the start; eq. 8 has none"})
+    num_generations: int | None = field(default=16, metadata={"help": "G: rollouts (beams) per prompt"})
+    per_device_train_batch_size: int = field(default=256, metadata={"help": "rollouts per device and step"})
+    disable_dropout: bool = field(default=True, metadata={"help": "rollouts and loss see the same network"})
+    use_cpu: bool = field(default_factory=lambda: not has_accelerator(), metadata={"help": "train on the CPU"})
+    bf16: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "bfloat16 autocast"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory, at a third more time"})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        group = self.num_generations or 0
+        if self.per_device_train_batch_size % max(group, 1) or group < 2:
+            raise ConfigError(
+                f"per_device_train_batch_size {self.per_device_train_batch_size} must be a multiple of "
+                f"num_generations {group} (at least 2): a rollout group lives on one device"
+            )
+        if self.nll_coef < 0:
+            raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or positive")
+        if self.nll_reduction not in ("sum", "mean"):
+            raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
+        if self.max_positives < 1:
+            raise ConfigError(f"max_positives is {self.max_positives}, at least 1 is needed")
+        if self.use_vllm:
+            raise ConfigError("use_vllm: merged prompts cannot be sent to vLLM; leave it false")
+        if self.mask_truncated_completions:
+            raise ConfigError("mask_truncated_completions would mask every SID (none has an end token); set it false")
+        if self.temperature != 1.0:
+            raise ConfigError(f"temperature {self.temperature}: beam rollouts score the policy itself; leave it at 1")

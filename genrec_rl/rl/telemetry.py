@@ -1,0 +1,69 @@
+"""What is logged of a batch of rollout groups: every stage of the reward, validity, and what collapses when hacked.
+
+P   prompts        G   rollouts per prompt
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
+
+TABLE_COLUMNS = ("user", "rank", "sid", "row", "is_valid", "reward", "passes_gate", "is_positive", "calibrated")
+
+
+def rollout_metrics(rewards: CalibratedRewards, rows_PG: Int[Tensor, "P G"], *, n_items: int) -> dict[str, float]:
+    """Summarise whole groups.
+
+    A group carries no advantage when all its rewards are equal; that is read off their range, since a float
+    standard deviation of equal numbers need not be 0.
+    """
+    is_valid_PG = rows_PG != NO_ITEM
+    spread_P = rewards.calibrated_PG.amax(1) - rewards.calibrated_PG.amin(1)
+    valid_rows = rows_PG[is_valid_PG]
+    first = rows_PG[:, 0]
+    return {
+        "reward/raw": rewards.raw_PG.mean().item(),
+        "reward/gated": rewards.gated_PG.mean().item(),
+        "reward/anchored": rewards.calibrated_PG.mean().item(),
+        "reward/best_in_group": rewards.gated_PG.amax(1).mean().item(),
+        "reward/group_std": rewards.calibrated_PG.std(1).mean().item(),
+        "rollout/hallucination_rate": 1 - is_valid_PG.float().mean().item(),
+        "rollout/gate_pass_rate": _share(rewards.is_relevant_PG & is_valid_PG, of=is_valid_PG),
+        "rollout/fully_gated_share": (~rewards.is_relevant_PG).all(1).float().mean().item(),
+        "rollout/positive_in_group_rate": rewards.is_positive_PG.any(1).float().mean().item(),
+        "rollout/zero_advantage_share": (spread_P == 0).float().mean().item(),
+        "rollout/coverage": len(valid_rows.unique()) / n_items,
+        "rollout/distinct_at_1": len(first[first != NO_ITEM].unique()) / len(first),
+    }
+
+
+def _share(part: Tensor, *, of: Tensor) -> float:
+    return part.sum().item() / max(of.sum().item(), 1)
+
+
+def rollout_table(
+    examples: Sequence[Example], rollouts: Rollouts, rewards: CalibratedRewards, *, users: int = 4, ranks: int = 5
+) -> list[tuple[Any, ...]]:
+    """Return a few rollouts of a few users as rows of ``TABLE_COLUMNS``.
+
+    The rewards may belong to more groups than the rollouts (those of all processes); the first are ours on the
+    main process, which is the one that logs.
+    """
+    return [
+        (
+            examples[p].context.user_id,
+            g + 1,
+            "-".join(str(int(code)) for code in rollouts.sids_PGL[p, g]),
+            int(rollouts.rows_PG[p, g]),
+            bool(rollouts.is_valid_PG[p, g]),
+            round(rewards.raw_PG[p, g].item(), 4),
+            bool(rewards.is_relevant_PG[p, g]),
+            bool(rewards.is_positive_PG[p, g]),
+            round(rewards.calibrated_PG[p, g].item(), 4),
+        )
+        for p in range(min(users, len(examples)))
+        for g in range(min(ranks, rollouts.rows_PG.shape[1]))
+    ]

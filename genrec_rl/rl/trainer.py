@@ -1,0 +1,233 @@
+"""GRPO-SR (GenRec, eq. 6 to 8) on ``trl.GRPOTrainer``: beam rollouts, anchored rewards, and an NLL term on D+.
+
+TRL keeps its own loop, losses, KL and logging. What is overridden here moves tensors to the pure functions of
+``rewards.calibration``, ``rl.losses`` and ``models.prefix_tree``. One buffered row is one whole rollout group, so
+that TRL's shuffling and splitting never tear a group apart.
+
+    P   prompts        G   rollouts per prompt        M   positives per prompt        C   tokens of a SID
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather
+from peft import PeftModel
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
+from trl import GRPOTrainer
+from trl.models import unwrap_model_for_generation
+from typing_extensions import override
+
+from genrec_rl.decoding.beam_search import beam_search, resolve
+from genrec_rl.decoding.validation import Validation
+from genrec_rl.errors import RolloutError
+from genrec_rl.models.policy import Policy
+from genrec_rl.models.prefix_tree import branch_log_probs
+from genrec_rl.rewards.calibration import calibrate_rewards
+from genrec_rl.rl.config import GRPOSRConfig
+from genrec_rl.rl.losses import positive_nll
+from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
+from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
+from genrec_rl.types import Example
+
+_GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
+_PROMPT_KEYS = ("prompt_ids", "prompt_mask")
+_UNINFORMATIVE = ("completions/", "clip_ratio/", "rewards/")
+
+
+class GRPOSRTrainer(GRPOTrainer):
+    """Aligns a policy by GRPO-SR.
+
+    Args:
+        policy: the SFT policy; trained in place.
+        args: settings.
+        examples: training pages.
+        scorer: reward model, gate and catalogue.
+        validation: what evaluation measures; the best checkpoint is chosen by it.
+        **kwargs: passed to ``trl.GRPOTrainer`` (``callbacks``, ``peft_config``, ``optimizers``).
+    """
+
+    args: GRPOSRConfig
+    model: Any
+    num_generations: int
+    num_generations_eval: int
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        args: GRPOSRConfig,
+        examples: Sequence[Example],
+        scorer: RolloutScorer,
+        validation: Validation | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
+        self.sampled_rollouts: list[tuple[Any, ...]] = []
+        self._positives: tuple[Tensor, Tensor] | None = None
+        self._positive_log_probs: Tensor | None = None
+        args.max_completion_length = policy.vocab.n_levels
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*rollout_func.*")
+            super().__init__(
+                model=policy.model,
+                reward_funcs=_scored_by_trainer,
+                args=args,
+                train_dataset=build_prompts(examples, policy.prompts),
+                eval_dataset=build_prompts(validation.examples, policy.prompts) if validation else None,
+                processing_class=policy.tokenizer,
+                rollout_func=_roll_out,
+                **kwargs,
+            )
+
+    def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
+        """Beam-search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
+        size = self._group_size()
+        distinct = prompts[::size]
+        if [p for p in distinct for _ in range(size)] != prompts:
+            raise RolloutError(f"prompts do not come in whole groups of {size}; do not replace TRL's sampler")
+        ids, is_prompt = self.policy.prompts.batch([np.asarray(prompt) for prompt in distinct])
+        device = self.accelerator.device
+        with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as wrapped:
+            model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
+            was_training = model.training
+            model.eval()
+            trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
+            vocab = self.policy.vocab
+            tokens, _ = beam_search(model, ids.to(device), is_prompt.to(device), vocab=vocab, width=size, trie=trie)
+            model.train(was_training)
+        if tokens.shape[1] < size:
+            raise RolloutError(f"num_generations is {size}, but the catalogue holds {tokens.shape[1]} SIDs; lower it")
+        return {"prompt_ids": prompts, "completion_ids": tokens.flatten(0, 1).tolist(), "logprobs": None}
+
+    @override
+    def _calculate_rewards(
+        self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list
+    ) -> Tensor:
+        """Score local rollouts, gather whole groups, gate and anchor them (eq. 6 and 7)."""
+        size = self._group_size()
+        tokens_PGL = torch.tensor(completion_ids_list).unflatten(0, (-1, size))
+        examples = [self._source()[row["page"]] for row in inputs[::size]]
+        scores = torch.zeros(tokens_PGL.shape[:2])
+        rollouts = resolve(tokens_PGL, scores, vocab=self.policy.vocab, catalog=self.scorer.catalog)
+        local = [*self.scorer.score(examples, rollouts), rollouts.rows_PG]
+        device = self.accelerator.device
+        raw, relevant, hit, rows = (gather(x.to(device).contiguous()) for x in local)
+        rewards = calibrate_rewards(raw, relevant.bool(), hit.bool(), anchor=self.args.anchor_positives)
+        mode = "train" if self.model.training else "eval"
+        n_items = len(self.scorer.catalog.codes)
+        for name, value in rollout_metrics(rewards, rows, n_items=n_items).items():
+            self._metrics[mode][name].append(value)
+        self.sampled_rollouts = rollout_table(examples, rollouts, rewards)
+        return rewards.calibrated_PG.reshape(-1, 1)
+
+    @override
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Fold TRL's rows to one row a group, and add the page's positives."""
+        output = super()._generate_and_score_completions(inputs)
+        size = self._group_size()
+        for name in _GROUP_KEYS:
+            if output.get(name) is not None:
+                output[name] = output[name].unflatten(0, (-1, size))
+        for name in _PROMPT_KEYS:
+            output[name] = output[name][::size]
+        examples = [self._source()[row["page"]] for row in inputs[::size]]
+        seed = (self.args.seed, self.state.global_step, self.accelerator.process_index)
+        tokens, is_positive = sample_positives(
+            examples, self.policy.prompts, limit=self.args.max_positives, seed=seed
+        )
+        device = self.accelerator.device
+        return output | {"positive_ids": tokens.to(device), "is_positive": is_positive.to(device)}
+
+    @override
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Return TRL's policy loss plus ``nll_coef`` times the NLL of the positives (eq. 8)."""
+        rows = dict(inputs)
+        tokens, is_positive = rows.pop("positive_ids"), rows.pop("is_positive")
+        size = rows["completion_ids"].shape[1]
+        for name in _GROUP_KEYS:
+            if rows.get(name) is not None:
+                rows[name] = rows[name].flatten(0, 1)
+        for name in _PROMPT_KEYS:
+            rows[name] = rows[name].repeat_interleave(size, dim=0)
+        self._positives = (tokens, is_positive) if self.args.nll_coef > 0 else None
+        loss = super()._compute_loss(model, rows)
+        self._positives = None
+        if self.args.nll_coef == 0:
+            return loss
+        assert self._positive_log_probs is not None
+        nll = positive_nll(self._positive_log_probs, is_positive, reduction=self.args.nll_reduction)
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
+
+    @override
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **multimodal: Any,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Score rollouts, and the positives with them, as branches of one tree a prompt."""
+        size = self._group_size()
+        prompt_ids = input_ids[::size, :-logits_to_keep]
+        is_prompt = attention_mask[::size, :-logits_to_keep].bool()
+        branches = input_ids[:, -logits_to_keep:].unflatten(0, (-1, size))
+        if self._positives is not None:
+            branches = torch.cat([branches, self._positives[0]], dim=1)
+        chunk = max((batch_size or len(input_ids)) // size, 1)
+        parts = zip(prompt_ids.split(chunk), is_prompt.split(chunk), branches.split(chunk), strict=True)
+        with self.accelerator.autocast():
+            scored = [branch_log_probs(model, *part) for part in parts]
+        log_probs = torch.cat([part[0] for part in scored])
+        entropies = torch.cat([part[1] for part in scored])
+        self._positive_log_probs = log_probs[:, size:]
+        rollout_entropies = entropies[:, :size].detach().flatten(0, 1) if compute_entropy else None
+        return log_probs[:, :size].flatten(0, 1), rollout_entropies, None
+
+    @override
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Recommend for the validation pages; rollouts and losses say nothing about them."""
+        assert self.validation is not None
+        measured = self.validation.measure(self.accelerator)
+        named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        return EvalLoopOutput(np.empty(0), None, named, len(self.validation.examples))
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log without what is constant for answers of three tokens."""
+        mode = "train" if self.model.training else "eval"
+        for name in [n for n in self._metrics[mode] if n.startswith(_UNINFORMATIVE)]:
+            del self._metrics[mode][name]
+        super().log(logs, start_time)
+
+    def _group_size(self) -> int:
+        return self.num_generations if self.model.training else self.num_generations_eval
+
+    def _source(self) -> Sequence[Example]:
+        return self.examples if self.model.training or self.validation is None else self.validation.examples
+
+
+def _roll_out(prompts: list[list[int]], trainer: GRPOSRTrainer) -> dict[str, Any]:
+    return trainer.roll_out(prompts)
+
+
+def _scored_by_trainer(**_: Any) -> list[float]:
+    """Stand in the place of TRL's reward functions: ``_calculate_rewards`` never calls them."""
+    raise NotImplementedError
