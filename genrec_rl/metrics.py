@@ -7,8 +7,8 @@ paired and resampled. Concentration metrics describe all lists together and retu
     P   requests    K   ranks, best first    D   positives of all requests    U   users    C   columns
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from genrec_rl.types import NO_ITEM, Action, Interval
 Rows = Int[np.ndarray, "P K"]
 PerRequest = Float[np.ndarray, " P"]
 Ragged = Sequence[np.ndarray]
+Name = TypeVar("Name", bound=Hashable)
 
 CLICK_GAIN, ORDER_GAIN = 1.0, 2.0
 _CELLS_PER_CHUNK = 4_000_000
@@ -139,19 +140,17 @@ def paired_bootstrap(
 ) -> Interval:
     """Return the mean of a - b over the same requests, with its interval from resampling users."""
     if len(a_P) != len(b_P):
-        raise DataError(
-            f"paired bootstrap: {len(a_P)} against {len(b_P)} requests; score both on the same ones"
-        )
+        raise DataError(f"paired bootstrap: {len(a_P)} against {len(b_P)} requests; score both on the same ones")
     return user_bootstrap(np.asarray(a_P) - np.asarray(b_P), user_ids, n=n, seed=seed)
 
 
 def bootstrap_columns(
-    columns: Mapping[str, Float[np.ndarray, " P"]],
+    columns: Mapping[Name, Float[np.ndarray, " P"]],
     user_ids: Sequence[str] | np.ndarray,
     *,
     n: int = 1000,
     seed: int,
-) -> dict[str, Interval]:
+) -> dict[Name, Interval]:
     """Return an interval for each column; all columns see the same draws of users.
 
     A draw takes as many users as there are, with replacement, each with all its requests.
@@ -160,9 +159,7 @@ def bootstrap_columns(
         return {}
     values_PC = np.stack([np.asarray(v, dtype=np.float64) for v in columns.values()], axis=1)
     if len(values_PC) != len(user_ids) or not len(values_PC):
-        raise DataError(
-            f"bootstrap: {len(values_PC)} values for {len(user_ids)} user ids; give one id a value"
-        )
+        raise DataError(f"bootstrap: {len(values_PC)} values for {len(user_ids)} user ids; give one id a value")
     users, user_of_request = np.unique(np.asarray(user_ids), return_inverse=True)
     totals_UC = np.zeros((len(users), values_PC.shape[1] + 1))
     np.add.at(totals_UC, user_of_request, np.column_stack([values_PC, np.ones(len(values_PC))]))
@@ -190,9 +187,7 @@ def _draw_users(totals_UC: Float[np.ndarray, "U C"], *, n: int, seed: int) -> Fl
 def _top(values_PK: np.ndarray, k: int) -> np.ndarray:
     ranks = values_PK.shape[1]
     if not 1 <= k <= ranks:
-        raise ConfigError(
-            f"k={k} is outside 1..{ranks}, the ranks predicted; lower k or predict more candidates"
-        )
+        raise ConfigError(f"k={k} is outside 1..{ranks}, the ranks predicted; lower k or predict more candidates")
     return values_PK[:, :k]
 
 
@@ -201,9 +196,7 @@ def _exposures(rows_PK: Rows, *, k: int, n_items: int) -> Int[np.ndarray, " n_it
     return np.bincount(rows[rows != NO_ITEM], minlength=n_items)
 
 
-def _gains_by_rank(
-    rows_PK: Rows, positives: Ragged, gains: Ragged | None, k: int
-) -> Float[np.ndarray, "P k"]:
+def _gains_by_rank(rows_PK: Rows, positives: Ragged, gains: Ragged | None, k: int) -> Float[np.ndarray, "P k"]:
     """Return each rank's gain: its item's, if the item is a positive that no earlier rank held; else 0."""
     rows_PK = _top(rows_PK, k)
     if len(rows_PK) != len(positives):
@@ -238,14 +231,10 @@ def _distinct_positives(
 ) -> tuple[Int[np.ndarray, " D"], Int[np.ndarray, " D"], Float[np.ndarray, " D"]]:
     """Flatten to (request, row, gain), sorted by request and row; a repeated row keeps its best gain."""
     request_D = np.repeat(np.arange(len(positives)), [len(page) for page in positives])
-    row_D = np.concatenate(
-        [np.asarray(page, dtype=np.int64) for page in positives] or [np.zeros(0, np.int64)]
-    )
+    row_D = np.concatenate([np.asarray(page, dtype=np.int64) for page in positives] or [np.zeros(0, np.int64)])
     gain_D = np.ones(len(row_D)) if gains is None else np.concatenate([np.asarray(g, float) for g in gains])
     if len(gain_D) != len(row_D) or (gain_D <= 0).any() or (row_D < 0).any():
-        raise DataError(
-            "positives need rows of at least 0 and one gain above 0 each; leave exposed items out"
-        )
+        raise DataError("positives need rows of at least 0 and one gain above 0 each; leave exposed items out")
     order = np.lexsort((-gain_D, row_D, request_D))
     request_D, row_D, gain_D = request_D[order], row_D[order], gain_D[order]
     is_new_D = np.append(True, (np.diff(request_D) != 0) | (np.diff(row_D) != 0))[: len(row_D)]
