@@ -22,7 +22,7 @@ from genrec_rl.types import Action, Context, Example
 
 DAY = 86_400
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": DAY}
-UNIT_NAMES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+UNIT_NAMES = {"s": "second", "m": "minute", "h": "hour", "d": "day"}
 RULE_FORMS = ("request_id", "same_day", "gap:60s", "session:30m:10")
 
 HistoryRule = Literal["time", "order"]
@@ -73,10 +73,9 @@ def parse_page_rule(text: str) -> PageRule:
 
 
 def _duration(seconds: int) -> str:
-    for unit, size in reversed(UNIT_SECONDS.items()):
-        if seconds % size == 0 and seconds >= size:
-            return f"{seconds // size} {UNIT_NAMES[unit]}"
-    return f"{seconds} seconds"
+    unit = next((u for u, size in reversed(UNIT_SECONDS.items()) if seconds and seconds % size == 0), "s")
+    count = seconds // UNIT_SECONDS[unit]
+    return f"{count} {UNIT_NAMES[unit]}{'s' * (count != 1)}"
 
 
 def assign_pages(events: pl.LazyFrame, rule: PageRule) -> pl.LazyFrame:

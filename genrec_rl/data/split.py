@@ -91,7 +91,7 @@ def refuse_leakage(pages: PageTable, split: PageSplit) -> None:
 
     Raises:
         DataError: when a page is in two splits, when a training history holds an item of a validation or test
-            page or a validation history one of a test page, or when a history reaches the page's own future.
+            page or a validation history one of a test page, or when a history holds the page itself or later events.
     """
     parts: dict[str, np.ndarray] = {"train": split.train, "valid": split.valid, "test": split.test}
     owner, counts = np.unique(np.concatenate(list(parts.values())), return_counts=True)
@@ -104,10 +104,13 @@ def refuse_leakage(pages: PageTable, split: PageSplit) -> None:
         is_hidden[np.concatenate([parts[name] for name in hidden])] = True
         before = np.concatenate([[0], np.cumsum(is_hidden[pages.history_pages])])
         leaks = before[pages.history_end] > before[pages.history_start]
-        _refuse_page(pages, parts[readers][leaks[parts[readers]]], f"{readers} history holds {hidden[-1]} items")
-    newest = np.maximum(pages.history_end - 1, 0)
-    is_future = pages.has_history & (np.append(pages.history_times, 0)[newest] > pages.times)
-    _refuse_page(pages, np.flatnonzero(is_future), "history holds later events")
+        _refuse_page(pages, parts[readers][leaks[parts[readers]]], f"history holds {' or '.join(hidden)} items")
+    entries = np.arange(len(pages.history_pages))
+    first_own = np.full(len(pages), len(entries))
+    np.minimum.at(first_own, pages.history_pages, entries)
+    newest = np.append(pages.history_times, 0)[np.maximum(pages.history_end - 1, 0)]
+    is_future = pages.has_history & ((pages.history_end > first_own) | (newest > pages.times))
+    _refuse_page(pages, np.flatnonzero(is_future), "history holds its own or later events")
 
 
 def _refuse_page(pages: PageTable, bad: np.ndarray, reason: str) -> None:

@@ -94,7 +94,7 @@ class Market:
         rows = np.minimum(np.searchsorted(self.user_ids, ids), len(self.user_ids) - 1)
         strangers = ids[self.user_ids[rows] != ids]
         if strangers.size:
-            raise DataError(f"user {strangers.flat[0]!r} is not in the market; use user ids of its events.parquet")
+            raise DataError(f"user '{strangers.flat[0]}' is not in the market; use user ids of its events.parquet")
         return self.preference_of_rows(rows, items, np.asarray(times))
 
     def preference_of_rows(
