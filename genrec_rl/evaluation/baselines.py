@@ -13,11 +13,26 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.evaluate import System
+from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Context, Example, Rollouts
 
 POPULARITY, COOCCURRENCE = "popularity", "cooccurrence"
 _TIE_BREAK = 1e-6
+
+
+def baseline_systems(dataset: Dataset, catalog: Catalog) -> list[System]:
+    """Return popularity and co-occurrence of the training pages, ready to stand beside policies."""
+
+    def popularity() -> Popularity:
+        return Popularity(dataset.popularity, codes=catalog.codes)
+
+    def cooccurrence() -> Cooccurrence:
+        return Cooccurrence.fit(dataset.examples("train"), dataset.popularity, codes=catalog.codes)
+
+    return [System(POPULARITY, popularity, ("constrained",)), System(COOCCURRENCE, cooccurrence, ("constrained",))]
 
 
 class Popularity:

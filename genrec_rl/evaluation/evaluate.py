@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from genrec_rl import metrics
+from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError, DataError, RolloutError
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.rewards.scoring import score_candidates
@@ -87,7 +88,7 @@ def evaluate(
     plan: Plan,
     scorers: Mapping[str, RewardModel] | None = None,
     protocol: Mapping[str, str | int | float] | None = None,
-    on_predictions: Callable[[Predictions], None] | None = None,
+    sinks: Sequence[Callable[[Predictions], None]] = (),
 ) -> EvalReport:
     """Ask every system about every request and report metrics with intervals over users.
 
@@ -100,18 +101,14 @@ def evaluate(
         scorers: reward models whose ungated scores are reported, by metric name: ``{"R": sim}`` gives ``R@10``
             (the maximum) and ``R_mean@10``; an invalid SID scores 0.
         protocol: facts to print with the numbers, such as split and fingerprints.
-        on_predictions: called with each system's answers while they are in memory.
+        sinks: called with each system's answers while they are in memory.
 
     Raises:
         ConfigError: for two systems of one name.
         DataError: when there is no request, or one without a positive.
         RolloutError: when a constrained answer holds an invalid SID.
     """
-    names = [system.name for system in systems]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"systems {', '.join(names)}: each needs a name of its own")
-    if not len(examples):
-        raise DataError("0 requests to evaluate on; choose a split that holds some")
+    _check(systems, examples)
     examples = list(examples)
     user_ids = np.array([example.context.user_id for example in examples])
     columns: dict[str, dict[str, dict[str, np.ndarray]]] = {}
@@ -122,8 +119,8 @@ def evaluate(
             answers = predict(
                 recommender, examples, name=system.name, decoding=decoding, plan=plan, scorers=scorers or {}
             )
-            if on_predictions is not None:
-                on_predictions(answers)
+            for sink in sinks:
+                sink(answers)
             values = measure_requests(answers, examples, catalog=catalog, popularity=popularity, ks=plan.ks)
             columns.setdefault(decoding, {})[system.name] = values
             report.setdefault(system.name, {})[decoding] = metrics.bootstrap_columns(
@@ -132,6 +129,33 @@ def evaluate(
     facts = {"requests": len(examples), "users": len(set(user_ids.tolist())), "beams": plan.beams}
     facts |= {"bootstrap_draws": plan.draws, "bootstrap_seed": plan.seed}
     return EvalReport(protocol=dict(protocol or {}) | facts, systems=report, paired=_pair(columns, user_ids, plan))
+
+
+def describe(
+    dataset: Dataset,
+    catalog: Catalog,
+    scorers: Mapping[str, RewardModel],
+    *,
+    split: str,
+    max_history: int,
+    max_requests: int | None = None,
+) -> dict[str, str | int | float]:
+    """Return the protocol in words: all that must be known to compare the numbers with another table."""
+    facts: dict[str, str | int | float] = {
+        "data": dataset.card.source,
+        "split": f"{split} pages of {dataset.card.split}",
+        "page_rule": dataset.card.page_rule,
+        "page": dataset.card.page,
+        "positives": "clicked and ordered items of the page",
+        "history": f"newest {max_history} clicked or ordered items before the page",
+        "ranking": f"all {catalog.n_items} items, those already seen not excluded",
+        "hits": "by item; a SID that items share means the most popular of them; an invalid SID keeps its rank",
+        "catalogue": catalog.fingerprint,
+    }
+    facts |= {
+        f"scores_of_{name}": f"ungated, invalid = 0, model {model.fingerprint}" for name, model in scorers.items()
+    }
+    return facts | ({} if max_requests is None else {"max_requests": max_requests})
 
 
 def predict(
@@ -227,6 +251,14 @@ def measure_catalogue(answers: Predictions, *, n_items: int, ks: Sequence[int]) 
         values[f"top_item_share@{k}"] = metrics.top_item_share(answers.rows_PK, k=k)
         values[f"gini@{k}"] = metrics.gini(answers.rows_PK, k=k, n_items=n_items)
     return {name: Interval(float(value), math.nan, math.nan) for name, value in values.items()}
+
+
+def _check(systems: Sequence[System], examples: Sequence[Example]) -> None:
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"systems {', '.join(names)}: each needs a name of its own")
+    if not len(examples):
+        raise DataError("0 requests to evaluate on; choose a split that holds some")
 
 
 def _pair(

@@ -43,6 +43,22 @@ def write_json(report: EvalReport, path: str | Path) -> None:
     Path(path).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def write_report(report: EvalReport, folder: str | Path, *, samples: str = "") -> None:
+    """Write ``eval.json`` and ``table.md`` into a folder."""
+    write_json(report, Path(folder) / "eval.json")
+    (Path(folder) / "table.md").write_text(markdown(report, samples=samples))
+
+
+def as_row(report: EvalReport) -> dict[str, float]:
+    """Return all means as one flat row for a log: ``sft/constrained/HR@10``."""
+    return {
+        f"{system}/{decoding}/{metric}": value.mean
+        for system, by_decoding in report.systems.items()
+        for decoding, by_metric in by_decoding.items()
+        for metric, value in by_metric.items()
+    }
+
+
 def _plain(systems: Systems, *, center: str) -> dict[str, dict[str, dict[str, dict[str, float | None]]]]:
     return {
         system: {

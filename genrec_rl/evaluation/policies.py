@@ -1,0 +1,44 @@
+"""Policies on disk as systems to evaluate."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from genrec_rl.decoding.beam_search import BeamRecommender
+from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.evaluate import System
+from genrec_rl.models.policy import load_policy
+from genrec_rl.sids.catalog import Catalog
+
+
+def parse_policies(words: Sequence[str]) -> dict[str, Path]:
+    """Read ``name=DIR`` words, and check that each folder may hold a policy before any work starts.
+
+    Raises:
+        ConfigError: for a word of another form, a name given twice, or a folder without a policy.
+    """
+    policies: dict[str, Path] = {}
+    for word in words:
+        name, equals, folder = word.partition("=")
+        if not (name and equals and folder):
+            raise ConfigError(f"policies: '{word}' is not name=DIR; write --policies sft=runs/demo/sft")
+        if name in policies:
+            raise ConfigError(f"policies: the name '{name}' stands twice; give each policy its own")
+        if not (Path(folder) / "config.json").is_file():
+            raise ConfigError(f"policies: no policy in '{folder}'; `accelerate launch recipes/sft.py` makes one")
+        policies[name] = Path(folder)
+    return policies
+
+
+def policy_systems(folders: Mapping[str, Path], catalog: Catalog) -> list[System]:
+    """Return systems that load their policy when they are asked, and decode with and without constraint."""
+    return [System(name, partial(load_recommender, folder, catalog=catalog)) for name, folder in folders.items()]
+
+
+def load_recommender(folder: Path, *, catalog: Catalog) -> BeamRecommender:
+    """Load one policy behind its beam search, on the accelerator where there is one."""
+    policy = load_policy(folder, catalog=catalog)
+    policy.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return BeamRecommender(policy, catalog=catalog)

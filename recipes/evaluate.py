@@ -1,0 +1,117 @@
+"""Stage 6: compare policies with each other and with honest bars, on the same held-out pages.
+
+    python recipes/evaluate.py --policies sft=runs/demo/sft grpo=runs/demo/grpo grpo_sr=runs/demo/grpo_sr
+
+Reads   data, catalogue, policies, and a reward model for R@K (``--reward_model none`` leaves it out).
+Writes  eval.json, predictions.parquet, table.md, accuracy.png, validity.png and, for policies trained by RL,
+        training.png, into --output_dir.
+Watch   the paired differences, not the single numbers: two intervals may overlap where the difference is clear.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from genrec_rl.config import parse_recipe
+from genrec_rl.data.store import load_dataset
+from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.baselines import baseline_systems
+from genrec_rl.evaluation.evaluate import Plan, describe, evaluate
+from genrec_rl.evaluation.plots import plot_all
+from genrec_rl.evaluation.policies import parse_policies, policy_systems
+from genrec_rl.evaluation.predictions import PredictionsWriter
+from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
+from genrec_rl.rewards.components import load_reward_model, read_block
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
+
+
+@dataclass
+class Settings:
+    """What is compared, on which pages, and how."""
+
+    data_dir: str = field(default="runs/demo/data", metadata={"help": "prepared data"})
+    sid_dir: str = field(default="runs/demo/sids", metadata={"help": "catalogue of semantic ids"})
+    policies: list[str] = field(default_factory=list, metadata={"help": "name=DIR ..., the starting policy first"})
+    output_dir: str = field(default="runs/demo/eval", metadata={"help": "folder to write"})
+    reward_model: dict | str | None = field(
+        default=None, metadata={"help": "{class_path, init_args: {path}} or none"}
+    )
+    reward_dir: str | None = field(default=None, metadata={"help": "folder to load reward_model from, over its path"})
+    trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
+    split: Literal["test", "valid"] = field(default="test", metadata={"help": "held-out pages"})
+    baselines: bool = field(default=True, metadata={"help": "add popularity and co-occurrence"})
+    ks: list[int] = field(default_factory=lambda: [1, 10, 50], metadata={"help": "ranks to report"})
+    beams: int = field(default=50, metadata={"help": "items asked of every system"})
+    batch_size: int = field(default=64, metadata={"help": "requests decoded at once"})
+    max_history: int = field(default=50, metadata={"help": "newest history items that systems may see"})
+    max_requests: int | None = field(default=None, metadata={"help": "score fewer requests: a smoke test only"})
+    bootstrap_draws: int = field(default=1000, metadata={"help": "resamples of users behind the intervals"})
+    seed: int = field(default=0, metadata={"help": "of the bootstrap and of the sampled users"})
+    wandb_project: str = field(default=PROJECT, metadata={"help": "W&B project"})
+    wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
+
+
+def reward_block(settings: Settings) -> Mapping[str, Any] | None:
+    """Return the reward model's block with ``reward_dir`` in it, or None for no R@K."""
+    block = read_block(settings.reward_model, key="reward_model")
+    if settings.reward_dir is not None:
+        block = block or {"class_path": "reward_models.sim.SIM"}
+        block = {**block, "init_args": {**(block.get("init_args") or {}), "path": settings.reward_dir}}
+    folder = ((block or {}).get("init_args") or {}).get("path")
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(
+            f"reward_model: no folder '{folder}'; make it with `python recipes/train_reward.py --output_dir "
+            f"{folder}`, or leave R@K out with `--reward_model none`"
+        )
+    return block
+
+
+def main(argv: list[str] | None = None) -> None:
+    (settings,) = parse_recipe([Settings], __file__, argv)
+    started, output_dir = time.time(), Path(settings.output_dir)
+    policies, block = parse_policies(settings.policies), reward_block(settings)
+    plan = Plan(tuple(settings.ks), settings.beams, settings.batch_size, settings.bootstrap_draws, settings.seed)
+    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
+    catalog = Catalog.load(
+        require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
+    )
+    catalog.check_items(dataset.items_fingerprint)
+    scorers = {}
+    if block is not None:
+        scorers["R"] = load_reward_model(block, catalog=catalog, trusted_packages=settings.trusted_packages)
+    examples = list(dataset.examples(settings.split, max_history=settings.max_history))[: settings.max_requests]
+    systems = baseline_systems(dataset, catalog) if settings.baselines else []
+    systems += policy_systems(policies, catalog)
+    samples = Samples(examples, titles=dataset.titles, seed=settings.seed)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    with (
+        Tracker(output_dir, job_type="evaluate", config=asdict(settings), project=settings.wandb_project,
+                group=settings.wandb_group) as tracker,
+        PredictionsWriter(output_dir / "predictions.parquet", examples, item_ids=dataset.item_ids) as writer,
+    ):  # fmt: skip
+        report = evaluate(
+            systems,
+            examples,
+            catalog=catalog,
+            popularity=dataset.popularity,
+            plan=plan,
+            scorers=scorers,
+            protocol=describe(dataset, catalog, scorers, split=settings.split, max_requests=settings.max_requests,
+                              max_history=settings.max_history),
+            sinks=(writer.write, samples.write),
+        )  # fmt: skip
+        tracker.log(as_row(report))
+    write_report(report, output_dir, samples=samples.text())
+    plot_all(report, policies, output_dir)
+    inputs = {"data": settings.data_dir, "sids": settings.sid_dir, **policies}
+    finish_stage(output_dir, stage="evaluate", settings=settings, inputs=inputs, seconds=time.time() - started)
+    print_report(report, console)
+    console.print(samples.text(), markup=False, highlight=False)
+    console.print(f"table, plots and predictions in {output_dir}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
