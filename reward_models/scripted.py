@@ -31,9 +31,7 @@ class Constant(RewardModel):
         return digest_of(self._files())
 
     @override
-    def score(
-        self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
-    ) -> Float[np.ndarray, "P G"]:
+    def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
         return np.full(candidates.shape, self.value, dtype=np.float32)
 
     @override
@@ -70,9 +68,7 @@ class Popularity(RewardModel):
         return digest_of(self._files())
 
     @override
-    def score(
-        self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
-    ) -> Float[np.ndarray, "P G"]:
+    def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
         return np.take(self._rewards, candidates)
 
     @override

@@ -1,0 +1,114 @@
+"""Pages to labelled candidates: what a pointwise reward model is trained and judged on.
+
+Label 1: ordered or clicked. Label 0: shown and left (exposed), or drawn from the catalogue. The drawn ones are
+needed although they were never shown: where a log has no exposures there are no other negatives, and where it has
+them a model that saw nothing else extrapolates on the items a policy proposes.
+
+    P   pages        G   candidates of the longest page (shorter ones are padded)        M   its positives
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Int8
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.types import NO_ITEM, Action, Context, Example
+
+
+class Kind(IntEnum):
+    """Where a candidate comes from."""
+
+    POSITIVE = 0
+    EXPOSED = 1
+    DRAWN = 2
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledCandidates:
+    """P pages of candidates with their origin. Padding has row 0 and ``is_real_PG`` False."""
+
+    contexts: Sequence[Context]
+    rows_PG: Int[np.ndarray, "P G"]
+    kinds_PG: Int8[np.ndarray, "P G"]
+    is_real_PG: Bool[np.ndarray, "P G"]
+
+    @property
+    def labels_PG(self) -> Float[np.ndarray, "P G"]:
+        """1 where ordered or clicked, else 0."""
+        return (self.kinds_PG == Kind.POSITIVE).astype(np.float32)
+
+
+class NegativeSampler:
+    """Draws catalogue rows: a share by popularity, the rest uniformly; never one that is positive in its page.
+
+    Args:
+        popularity: how often each row was ordered or clicked in training pages.
+        popular_share: probability that a draw follows popularity.
+    """
+
+    def __init__(self, popularity: Int[np.ndarray, " n"], *, popular_share: float) -> None:
+        if not 0 <= popular_share <= 1:
+            raise ConfigError(f"popular_share {popular_share} is outside [0, 1]; .5 draws half by popularity")
+        if popular_share and not popularity.sum():
+            raise ConfigError(f"popular_share {popular_share} needs a popularity above 0; set it to 0")
+        by_popularity = popularity / max(popularity.sum(), 1)
+        probabilities = popular_share * by_popularity + (1 - popular_share) / len(popularity)
+        self._cumulative = np.cumsum(probabilities / probabilities.sum())
+        self._cumulative[-1] = 1.0
+
+    def draw(
+        self, positives: Sequence[Int[np.ndarray, " M"]], n_per_page: int, *, rng: np.random.Generator
+    ) -> Int[np.ndarray, "P n_per_page"]:
+        """Draw rows for each page, with replacement.
+
+        Raises:
+            ConfigError: when a page's positives are the whole catalogue.
+        """
+        forbidden_PM = pad_rows(positives, fill=NO_ITEM)
+        n_items = len(self._cumulative)
+        if forbidden_PM.shape[1] >= n_items and any(len(set(page.tolist())) == n_items for page in positives):
+            raise ConfigError(f"a page holds all {n_items} items as positives, so no negative can be drawn")
+        rows_PG = np.searchsorted(self._cumulative, rng.random((len(positives), n_per_page)), side="right")
+        while (is_positive_PG := (rows_PG[..., None] == forbidden_PM[:, None]).any(axis=-1)).any():
+            redrawn = rng.random(int(is_positive_PG.sum()))
+            rows_PG[is_positive_PG] = np.searchsorted(self._cumulative, redrawn, side="right")
+        return rows_PG
+
+
+def label_candidates(
+    examples: Sequence[Example],
+    *,
+    sampler: NegativeSampler,
+    rng: np.random.Generator,
+    negatives_per_positive: int,
+    with_exposed: bool = True,
+) -> LabelledCandidates:
+    """Collect each page's positives, its exposed items, and ``negatives_per_positive`` drawn items per positive."""
+    positives = [example.positives for example in examples]
+    n_drawn = [negatives_per_positive * len(page) for page in positives]
+    drawn_PG = sampler.draw(positives, max(n_drawn, default=0), rng=rng)
+    rows, kinds = [], []
+    for example, page, drawn, n in zip(examples, positives, drawn_PG, n_drawn, strict=True):
+        exposed = example.items[example.actions == Action.EXPOSE] if with_exposed else page[:0]
+        rows.append(np.concatenate([page, exposed, drawn[:n]]))
+        kinds.append(np.repeat(np.array(list(Kind), dtype=np.int8), [len(page), len(exposed), n]))
+    is_real_PG = pad_rows([np.ones(len(row), dtype=bool) for row in rows], fill=False)
+    return LabelledCandidates(
+        [example.context for example in examples],
+        pad_rows(rows, fill=0),
+        pad_rows(kinds, fill=Kind.DRAWN),
+        is_real_PG,
+    )
+
+
+def pad_rows(rows: Sequence[np.ndarray], *, fill: int | bool) -> np.ndarray:
+    """Stack arrays of different lengths, the shorter ones filled up at their end."""
+    width = max((len(row) for row in rows), default=0)
+    dtype = rows[0].dtype if len(rows) else np.int64
+    padded = np.full((len(rows), width), fill, dtype=dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded

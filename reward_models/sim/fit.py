@@ -1,0 +1,203 @@
+"""Train a SIM on pages: early stopping on the tuning pages' GAUC, then Platt calibration on the same pages.
+
+Quality must be reported on yet other users (``halve_users``): the tuning pages chose the epoch and the calibration,
+so they flatter the model. Test pages stay closed: a reward model that saw them would teach them to the policy.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.types import Example
+from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates
+from reward_models.quality import fit_platt, page_auc
+from reward_models.sim.model import Histories, ItemTables, SIMConfig, SIMNetwork, sim_loss
+from reward_models.sim.reward import SIM, predict_logits
+
+
+@dataclass(frozen=True, slots=True)
+class FitSettings:
+    """How a SIM is trained. ``alpha`` and ``beta`` weigh L_GSU and L_ESU."""
+
+    epochs: int = 20
+    patience: int = 3
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    alpha: float = 1.0
+    beta: float = 1.0
+    negatives_per_positive: int = 2
+    popular_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"SIM: {name} {getattr(self, name)} must be at least 1")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"SIM: learning_rate {self.learning_rate} must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One epoch's mean training loss, and the tuning pages' GAUC after it."""
+
+    number: int
+    loss: float
+    gauc: float
+
+
+def fit_sim(
+    train: Sequence[Example],
+    tuning: Sequence[Example],
+    *,
+    catalog: Catalog,
+    sampler: NegativeSampler,
+    search_keys: Int[np.ndarray, " n"],
+    config: SIMConfig,
+    settings: FitSettings,
+    seed: int,
+    device: str = "cpu",
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> SIM:
+    """Train, keep the best epoch, calibrate. Deterministic on CPU given the seed and the number of threads.
+
+    Args:
+        train: pages to learn from.
+        tuning: pages that choose the epoch and the calibration.
+        catalog: SID codes and vectors of the items.
+        sampler: draws negatives.
+        search_keys: each row's category for the hard search (``sid_search_keys`` by default).
+        config: shape of the network.
+        settings: how to train.
+        seed: of initialisation, order, dropout and drawn negatives.
+        device: where to train.
+        on_epoch: called after each epoch, to log it.
+
+    Raises:
+        DataError: when there is nothing to learn from, or the loss is no longer finite.
+    """
+    if not len(train) or not len(tuning):
+        raise DataError(f"SIM: {len(train)} training and {len(tuning)} tuning pages; both must be above 0")
+    judged = label_candidates(
+        [tuning[i] for i in range(len(tuning))],
+        sampler=sampler,
+        rng=np.random.default_rng([seed, 1]),
+        negatives_per_positive=settings.negatives_per_positive,
+    )
+    tables = ItemTables(
+        codes=torch.from_numpy(catalog.codes.astype(np.int64)),
+        vectors=torch.from_numpy(np.array(catalog.vectors, dtype=np.float32)),
+        search_keys=torch.from_numpy(search_keys.astype(np.int64)),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = SIMNetwork(tables, config).to(device)
+        _train(network, train, judged, sampler=sampler, settings=settings, seed=seed, on_epoch=on_epoch)
+    logits_PG = predict_logits(network, judged.contexts, judged.rows_PG).cpu().numpy()
+    slope, intercept = fit_platt(logits_PG[judged.is_real_PG], judged.labels_PG[judged.is_real_PG])
+    return SIM(network, catalog_fingerprint=catalog.fingerprint, slope=slope, intercept=intercept)
+
+
+def sid_search_keys(catalog: Catalog) -> Int[np.ndarray, " n"]:
+    """Return the first code of each item's SID: a category for the hard search that needs no category column."""
+    return catalog.codes[:, 0].astype(np.int64)
+
+
+def halve_users(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], list[Example]]:
+    """Divide pages by user into tuning and report pages, so that no user is in both."""
+    pages = [examples[i] for i in range(len(examples))]
+    users = np.unique([page.context.user_id for page in pages])
+    tuning_users = set(np.random.default_rng(seed).permutation(users)[: (len(users) + 1) // 2].tolist())
+    halves: tuple[list[Example], list[Example]] = ([], [])
+    for page in pages:
+        halves[page.context.user_id not in tuning_users].append(page)
+    return halves
+
+
+def _train(
+    network: SIMNetwork,
+    train: Sequence[Example],
+    judged: LabelledCandidates,
+    *,
+    sampler: NegativeSampler,
+    settings: FitSettings,
+    seed: int,
+    on_epoch: Callable[[Epoch], None] | None,
+) -> None:
+    """Train in place; the network ends with the weights of the epoch of highest GAUC."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    best_gauc, best_epoch, best_weights = -np.inf, 0, network.state_dict()
+    n_batches = -(-len(train) // settings.batch_size)
+    with _progress() as progress:
+        task = progress.add_task("SIM", total=settings.epochs * n_batches, note="")
+        for number in range(1, settings.epochs + 1):
+            rng = np.random.default_rng([seed, 0, number])
+            losses = []
+            for batch in np.array_split(rng.permutation(len(train)), n_batches):
+                candidates = label_candidates(
+                    [train[int(i)] for i in batch],
+                    sampler=sampler,
+                    rng=rng,
+                    negatives_per_positive=settings.negatives_per_positive,
+                )
+                losses.append(_step(network, optimizer, candidates, settings))
+                progress.advance(task)
+            epoch = Epoch(number, float(np.mean(losses)), _mean_gauc(network, judged))
+            if not np.isfinite(epoch.loss):
+                raise DataError(f"SIM: loss {epoch.loss} in epoch {number}; lower the learning_rate")
+            if epoch.gauc > best_gauc:
+                best_gauc, best_epoch = epoch.gauc, number
+                best_weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+            progress.update(task, note=f"epoch {number}  loss {epoch.loss:.4f}  GAUC {epoch.gauc:.4f}")
+            if on_epoch is not None:
+                on_epoch(epoch)
+            if number - best_epoch >= settings.patience:
+                progress.update(task, completed=settings.epochs * n_batches)
+                break
+    network.load_state_dict(best_weights)
+
+
+def _step(
+    network: SIMNetwork, optimizer: torch.optim.Optimizer, candidates: LabelledCandidates, settings: FitSettings
+) -> float:
+    network.train()
+    device = network.search_keys.device
+    histories = Histories.pack(candidates.contexts, max_history=network.config.max_history, device=device)
+    logits = network(histories, torch.from_numpy(candidates.rows_PG).to(device))
+    loss = sim_loss(
+        logits,
+        torch.from_numpy(candidates.labels_PG).to(device),
+        torch.from_numpy(candidates.is_real_PG).to(device),
+        alpha=settings.alpha,
+        beta=settings.beta,
+    )
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _mean_gauc(network: SIMNetwork, judged: LabelledCandidates) -> float:
+    """GAUC with each page weighted by its number of candidates."""
+    logits_PG = predict_logits(network, judged.contexts, judged.rows_PG).cpu().numpy()
+    auc_P = page_auc(logits_PG, judged.labels_PG, judged.is_real_PG)
+    weights_P = judged.is_real_PG.sum(axis=1) * np.isfinite(auc_P)
+    return float((np.nan_to_num(auc_P) * weights_P).sum() / max(weights_P.sum(), 1))
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )

@@ -1,0 +1,137 @@
+"""SIM as a reward model: sigmoid of the calibrated log-odds of a click or order (GenRec's r_SIM)."""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from typing_extensions import override
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.rewards.protocol import RewardModel
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.types import Context
+from reward_models.manifest import digest_of, read_files, write_files
+from reward_models.sim.model import Histories, ItemTables, SIMConfig, SIMNetwork
+
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_FORMAT = 1
+_MAX_CELLS = 2_000_000
+"""Largest requests x candidates x behaviours scored at once: about 50 MB with two heads."""
+
+
+class SIM(RewardModel):
+    """A trained SIM network with its calibration. Read-only: train another with ``fit_sim``.
+
+    Args:
+        network: the trained network.
+        catalog_fingerprint: of the catalogue whose rows it scores.
+        slope: Platt's a; scores are sigmoid(a logit + b).
+        intercept: Platt's b.
+    """
+
+    def __init__(
+        self, network: SIMNetwork, *, catalog_fingerprint: str, slope: float = 1.0, intercept: float = 0.0
+    ) -> None:
+        self.network = network.requires_grad_(requires_grad=False)
+        self.catalog_fingerprint = catalog_fingerprint
+        self.slope, self.intercept = slope, intercept
+
+    @cached_property
+    @override
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return digest_of(self._files())
+
+    @override
+    def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
+        logits_PG = self.logits(contexts, candidates)
+        return torch.sigmoid(self.slope * logits_PG + self.intercept).cpu().numpy()
+
+    def logits(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[Tensor, "P G"]:
+        """Return log-odds before calibration."""
+        return predict_logits(self.network, contexts, candidates)
+
+    @override
+    def save_pretrained(self, path: str | Path) -> None:
+        write_files(path, self._files())
+
+    @classmethod
+    @override
+    def from_pretrained(cls, path: str | Path, *, catalog: Catalog | None = None, device: str = "cpu") -> Self:
+        """Load what ``save_pretrained`` wrote.
+
+        Args:
+            path: the folder.
+            catalog: the catalogue in use, to make sure that its rows mean what the model learnt.
+            device: where to score.
+
+        Raises:
+            DataError: when a file is missing or differs from the manifest, or the catalogue is another one.
+        """
+        files = read_files(path, (_CONFIG, _WEIGHTS))
+        values = json.loads(files[_CONFIG])
+        if values.get("format") != _FORMAT or values.get("model") != "SIM":
+            raise DataError(
+                f"{Path(path) / _CONFIG}: holds {values.get('model')} format {values.get('format')}, expected "
+                f"SIM format {_FORMAT}; train it again with `python recipes/train_reward.py`"
+            )
+        if catalog is not None and catalog.fingerprint != values["catalog_fingerprint"]:
+            raise DataError(
+                f"{path}: trained for catalogue {values['catalog_fingerprint'][:12]}, but the catalogue in use is "
+                f"{catalog.fingerprint[:12]}; train it again with `python recipes/train_reward.py`"
+            )
+        weights = safetensors.torch.load(files[_WEIGHTS])
+        config = SIMConfig(**values["config"] | {"hidden": tuple(values["config"]["hidden"])})
+        network = SIMNetwork(_tables_of(weights), config)
+        network.load_state_dict(weights)
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"SIM: device '{device}' is not available here; use device: cpu")
+        return cls(
+            network.to(device),
+            catalog_fingerprint=values["catalog_fingerprint"],
+            slope=values["slope"],
+            intercept=values["intercept"],
+        )
+
+    def _files(self) -> dict[str, bytes]:
+        config = {
+            "model": "SIM",
+            "format": _FORMAT,
+            "config": self.network.config.to_dict(),
+            "catalog_fingerprint": self.catalog_fingerprint,
+            "slope": self.slope,
+            "intercept": self.intercept,
+        }
+        weights = {name: tensor.cpu().contiguous() for name, tensor in self.network.state_dict().items()}
+        return {
+            _CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+            _WEIGHTS: safetensors.torch.save(weights),
+        }
+
+
+@torch.inference_mode()
+def predict_logits(
+    network: SIMNetwork, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
+) -> Float[Tensor, "P G"]:
+    """Return a network's log-odds, as many requests at a time as fit in ``_MAX_CELLS``. Leaves it in eval mode."""
+    network.eval()
+    device, max_history = network.search_keys.device, network.config.max_history
+    rows_PG = torch.from_numpy(np.asarray(candidates, dtype=np.int64)).to(device)
+    size = max(1, _MAX_CELLS // max(1, candidates.shape[1] * max_history))
+    parts = [torch.empty(0, candidates.shape[1], device=device)]
+    for start in range(0, len(contexts), size):
+        histories = Histories.pack(contexts[start : start + size], max_history=max_history, device=device)
+        parts.append(network(histories, rows_PG[start : start + size]).esu_PG)
+    return torch.cat(parts)
+
+
+def _tables_of(weights: dict[str, Tensor]) -> ItemTables:
+    return ItemTables(
+        codes=weights["items.codes"], vectors=weights["items.vectors"], search_keys=weights["search_keys"]
+    )

@@ -1,0 +1,93 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.types import Action, Context, Example
+from reward_models.candidates import NegativeSampler
+from reward_models.sim.fit import FitSettings, fit_sim, halve_users, sid_search_keys
+from reward_models.sim.model import SIMConfig
+
+N_ITEMS = 12
+CATALOG = SimpleNamespace(
+    codes=np.stack([np.arange(N_ITEMS) % 2, np.arange(N_ITEMS) // 2], axis=1).astype(np.int32),
+    vectors=np.eye(N_ITEMS, dtype=np.float32),
+    fingerprint="f" * 64,
+)
+SAMPLER = NegativeSampler(np.ones(N_ITEMS, dtype=int), popular_share=0.5)
+CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=(16,), dropout=0.1)
+SETTINGS = FitSettings(epochs=4, batch_size=8, learning_rate=0.03, negatives_per_positive=2)
+
+
+def market(n_pages, *, seed):
+    """Users who like the parity of their history: even items after even ones, odd after odd."""
+    rng = np.random.default_rng(seed)
+    pages = []
+    for p in range(n_pages):
+        parity = p % 2
+        history = 2 * rng.choice(N_ITEMS // 2, size=3, replace=False) + parity
+        liked = 2 * rng.integers(N_ITEMS // 2) + parity
+        disliked = 2 * rng.integers(N_ITEMS // 2) + 1 - parity
+        user = Context(f"u{p // 4}", 100, history, np.arange(3), np.zeros(3, dtype=np.int64))
+        actions = np.array([Action.CLICK, Action.EXPOSE], dtype=np.int8)
+        pages.append(Example(f"r{p}", user, np.array([liked, disliked]), actions))
+    return pages
+
+
+def fit(seed=0, on_epoch=None, train=None, **changes):
+    return fit_sim(
+        market(96, seed=1) if train is None else train,
+        market(40, seed=2),
+        catalog=CATALOG,
+        sampler=SAMPLER,
+        search_keys=sid_search_keys(CATALOG),
+        config=SIMConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__} | changes),
+        settings=SETTINGS,
+        seed=seed,
+        on_epoch=on_epoch,
+    )
+
+
+@pytest.mark.parametrize("search", ["soft", "hard"])
+def test_it_learns_what_users_like(search):
+    model = fit(search=search)
+    pages = market(40, seed=3)
+    scores = model.score([page.context for page in pages], np.stack([page.items for page in pages]))
+    assert (scores[:, 0] > scores[:, 1]).mean() > 0.9
+
+
+def test_the_same_seed_gives_the_same_model_and_another_seed_another():
+    assert fit().fingerprint == fit().fingerprint != fit(seed=1).fingerprint
+
+
+def test_the_epoch_of_highest_gauc_is_kept_and_reported():
+    epochs = []
+    fit(on_epoch=epochs.append)
+    assert [e.number for e in epochs] == list(range(1, len(epochs) + 1))
+    assert max(e.gauc for e in epochs) > 0.8
+    assert epochs[-1].loss < epochs[0].loss
+
+
+def test_search_keys_are_first_codes():
+    np.testing.assert_array_equal(sid_search_keys(CATALOG), np.arange(N_ITEMS) % 2)
+
+
+def test_halves_share_no_user_and_lose_no_page():
+    pages = market(40, seed=0)
+    tuning, report = halve_users(pages, seed=0)
+    users = [{page.context.user_id for page in half} for half in (tuning, report)]
+    assert not users[0] & users[1]
+    assert [len(u) for u in users] == [5, 5]
+    assert {p.request_id for p in tuning + report} == {p.request_id for p in pages}
+
+
+def test_nothing_to_learn_from_is_refused():
+    with pytest.raises(DataError, match="0 training and 40 tuning pages"):
+        fit(train=[])
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_impossible_settings_are_refused_by_name(wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        FitSettings(**wrong)

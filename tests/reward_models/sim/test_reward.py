@@ -1,0 +1,111 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from genrec_rl.config import load_component
+from genrec_rl.errors import DataError
+from genrec_rl.rewards.protocol import RewardModel
+from genrec_rl.types import Context
+from reward_models.sim import SIM
+from reward_models.sim import reward as reward_module
+from reward_models.sim.model import ItemTables, SIMConfig, SIMNetwork
+
+CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=(16,))
+
+
+def sim(seed=0, slope=1.0, intercept=0.0, **changes):
+    torch.manual_seed(seed)
+    tables = ItemTables(
+        codes=torch.arange(7)[:, None] % torch.tensor([2, 3]),
+        vectors=torch.randn(7, 5),
+        search_keys=torch.arange(7) % 2,
+    )
+    network = SIMNetwork(tables, CONFIG)
+    return SIM(network, catalog_fingerprint="c" * 64, slope=slope, intercept=intercept)
+
+
+def contexts(n=3):
+    return [Context(f"u{p}", 1_000, np.arange(p) % 7, np.arange(p), np.zeros(p, dtype=np.int64)) for p in range(n)]
+
+
+ROWS = np.array([[0, 1, 2, 3], [6, 5, 4, 3], [1, 1, 2, 2]])
+
+
+def test_scores_are_sigmoids_of_calibrated_logits():
+    model = sim(slope=2.0, intercept=-1.0)
+    expected = torch.sigmoid(2 * model.logits(contexts(), ROWS) - 1)
+    np.testing.assert_array_equal(model.score(contexts(), ROWS), expected.numpy())
+
+
+def test_dropout_is_off_when_scoring():
+    model = sim()
+    np.testing.assert_array_equal(model.score(contexts(), ROWS), model.score(contexts(), ROWS))
+
+
+def test_scoring_in_chunks_changes_nothing(monkeypatch):
+    whole = sim().score(contexts(), ROWS)
+    monkeypatch.setattr(reward_module, "_MAX_CELLS", 1)
+    np.testing.assert_allclose(sim().score(contexts(), ROWS), whole, atol=1e-6)
+
+
+def test_no_requests_have_no_scores():
+    assert sim().score([], np.empty((0, 4), dtype=np.int64)).shape == (0, 4)
+
+
+def test_saved_and_loaded_models_score_bit_equal(tmp_path):
+    model = sim(slope=1.7, intercept=-0.3)
+    model.save_pretrained(tmp_path)
+    loaded = SIM.from_pretrained(tmp_path)
+    assert loaded.fingerprint == model.fingerprint
+    np.testing.assert_array_equal(loaded.score(contexts(), ROWS), model.score(contexts(), ROWS))
+
+
+def test_weights_and_calibration_show_in_the_fingerprint():
+    assert len({m.fingerprint for m in (sim(), sim(seed=1), sim(slope=2.0), sim(intercept=1.0))}) == 4
+
+
+def test_no_pickle_is_written(tmp_path):
+    sim().save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "manifest.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_changed_byte_is_refused_by_file(tmp_path, name):
+    sim().save_pretrained(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-3] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: sha256 .* differs"):
+        SIM.from_pretrained(tmp_path)
+
+
+def test_another_catalogue_is_refused_naming_both(tmp_path):
+    sim().save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="catalogue cccccccccccc, but the catalogue in use is dddddddddddd"):
+        SIM.from_pretrained(tmp_path, catalog=SimpleNamespace(fingerprint="d" * 64))
+    SIM.from_pretrained(tmp_path, catalog=SimpleNamespace(fingerprint="c" * 64))
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    sim().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"model": "XGB"}
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
+    }
+    reward_module.write_files(tmp_path, files)
+    with pytest.raises(DataError, match="holds XGB format 1, expected SIM format 1"):
+        SIM.from_pretrained(tmp_path)
+
+
+def test_a_yaml_block_loads_it_and_checks_its_catalogue(tmp_path):
+    sim().save_pretrained(tmp_path)
+    block = {"class_path": "reward_models.sim.SIM", "init_args": {"path": str(tmp_path)}}
+    load = {"expected": RewardModel, "key": "reward_model", "factory": "from_pretrained"}
+    loaded = load_component(block, **load, provided={"catalog": SimpleNamespace(fingerprint="c" * 64)})
+    assert loaded.fingerprint == sim().fingerprint
+    with pytest.raises(DataError, match="catalogue"):
+        load_component(block, **load, provided={"catalog": SimpleNamespace(fingerprint="d" * 64)})

@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.types import Action, Context, Example
+from reward_models.candidates import Kind, NegativeSampler, label_candidates, pad_rows
+
+NOTHING = np.empty(0, dtype=np.int64)
+CONTEXT = Context("u", 100, NOTHING, NOTHING, NOTHING)
+
+
+def page(items, actions):
+    return Example("r", CONTEXT, np.array(items), np.array(actions, dtype=np.int8))
+
+
+PAGES = [
+    page([4, 1, 2], [Action.ORDER, Action.CLICK, Action.EXPOSE]),
+    page([3], [Action.CLICK]),
+]
+
+
+def label(popular_share=0.5, **settings):
+    sampler = NegativeSampler(np.array([5, 0, 3, 1, 1]), popular_share=popular_share)
+    return label_candidates(PAGES, sampler=sampler, rng=np.random.default_rng(0), **settings)
+
+
+def test_ordered_and_clicked_are_positive_and_exposed_is_not():
+    candidates = label(negatives_per_positive=0)
+    np.testing.assert_array_equal(candidates.rows_PG, [[4, 1, 2], [3, 0, 0]])
+    np.testing.assert_array_equal(candidates.labels_PG, [[1, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(candidates.is_real_PG, [[True] * 3, [True, False, False]])
+
+
+def test_each_positive_brings_its_number_of_drawn_negatives():
+    candidates = label(negatives_per_positive=2)
+    is_drawn = (candidates.kinds_PG == Kind.DRAWN) & candidates.is_real_PG
+    np.testing.assert_array_equal(is_drawn.sum(axis=1), [4, 2])
+
+
+def test_exposed_items_can_be_left_out():
+    assert not (label(negatives_per_positive=1, with_exposed=False).kinds_PG == Kind.EXPOSED).any()
+
+
+@pytest.mark.parametrize("popular_share", [0.0, 0.5, 1.0])
+def test_a_positive_of_the_page_is_never_drawn(popular_share):
+    sampler = NegativeSampler(np.array([5, 0, 3, 1, 1]), popular_share=popular_share)
+    drawn = sampler.draw([np.array([0, 2]), np.array([4])], 500, rng=np.random.default_rng(0))
+    assert not np.isin(drawn[0], [0, 2]).any()
+    assert not (drawn[1] == 4).any()
+    assert drawn.min() >= 0
+    assert drawn.max() <= 4
+
+
+def test_draws_mix_popularity_with_uniform():
+    sampler = NegativeSampler(np.array([8, 0, 2, 0]), popular_share=0.5)
+    drawn = sampler.draw([NOTHING], 20_000, rng=np.random.default_rng(0))
+    shares = np.bincount(drawn[0], minlength=4) / 20_000
+    np.testing.assert_allclose(shares, [0.4 + 0.125, 0.125, 0.1 + 0.125, 0.125], atol=0.015)
+
+
+def test_the_same_seed_draws_the_same():
+    np.testing.assert_array_equal(label(negatives_per_positive=3).rows_PG, label(negatives_per_positive=3).rows_PG)
+
+
+def test_a_page_of_all_items_has_no_negatives_to_draw():
+    sampler = NegativeSampler(np.ones(2, dtype=int), popular_share=0.0)
+    with pytest.raises(ConfigError, match="all 2 items"):
+        sampler.draw([np.array([0, 1])], 1, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("popularity", "share"), [([1, 1], 1.5), ([1, 1], -0.1), ([0, 0], 0.5)])
+def test_impossible_shares_are_refused(popularity, share):
+    with pytest.raises(ConfigError, match=f"popular_share {share}"):
+        NegativeSampler(np.array(popularity), popular_share=share)
+
+
+def test_no_rows_pad_to_nothing():
+    assert pad_rows([], fill=0).shape == (0, 0)
