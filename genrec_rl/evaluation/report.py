@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from genrec_rl.evaluation.baselines import COOCCURRENCE, POPULARITY
@@ -78,11 +78,12 @@ def _finite(value: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """A table before it is drawn: cells are (centre, bounds or a blank, word or a blank)."""
+    """A table before it is drawn; a cell is None where a system lacks the metric."""
 
     title: str
     columns: list[str]
-    rows: list[tuple[str, list[tuple[str, str, str]]]]
+    rows: dict[str, list[Interval | None]]
+    is_difference: bool
 
 
 def _grids(report: EvalReport) -> Iterator[_Grid]:
@@ -102,22 +103,16 @@ def _under(systems: Systems, decoding: str) -> dict[str, Mapping[str, Interval]]
 
 def _grid(title: str, rows: Mapping[str, Mapping[str, Interval]], *, is_difference: bool = False) -> _Grid:
     columns = [metric for metric in TABLE_METRICS if any(metric in row for row in rows.values())]
-    cells = [
-        (name.replace(PAIR, " - "), [_cell(row.get(metric), is_difference) for metric in columns])
-        for name, row in rows.items()
-    ]
-    return _Grid(title, columns, cells)
+    cells = {name.replace(PAIR, " - "): [row.get(metric) for metric in columns] for name, row in rows.items()}
+    return _Grid(title, columns, cells, is_difference)
 
 
-def _cell(value: Interval | None, is_difference: bool) -> tuple[str, str, str]:
-    if value is None:
-        return "", "", ""
-    bounds = "" if math.isnan(value.low) else f"{_short(value.low, 3)} {_short(value.high, 3)}"
-    center = _short(value.mean, 4)
-    if not is_difference:
-        return center, bounds, ""
-    word = verdict(value)
-    return ("+" if value.mean > 0 else "") + center, bounds, "" if word == "not separated" else word
+def _center(value: Interval, is_difference: bool) -> str:
+    return ("+" if is_difference and value.mean > 0 else "") + _short(value.mean, 4)
+
+
+def _word(value: Interval, is_difference: bool) -> str:
+    return verdict(value) if is_difference and verdict(value) != "not separated" else ""
 
 
 def _short(value: float, digits: int) -> str:
@@ -134,8 +129,8 @@ def markdown(report: EvalReport, *, samples: str = "") -> str:
     for grid in _grids(report):
         parts += [f"## {grid.title[0].upper()}{grid.title[1:]}", "", f"| | {' | '.join(grid.columns)} |"]
         parts += ["|---" * (len(grid.columns) + 1) + "|"]
-        for name, cells in grid.rows:
-            parts += [f"| {name} | " + " | ".join(_markdown_cell(*cell) for cell in cells) + " |"]
+        for name, cells in grid.rows.items():
+            parts += [f"| {name} | " + " | ".join(_markdown_cell(cell, grid.is_difference) for cell in cells) + " |"]
         parts += [""]
     parts += ["## What this says", "", *(f"- {line}" for line in findings(report)), ""]
     parts += ["## Protocol", "", *(f"- {key}: {value}" for key, value in report.protocol.items()), ""]
@@ -144,29 +139,40 @@ def markdown(report: EvalReport, *, samples: str = "") -> str:
     return "\n".join(parts)
 
 
-def _markdown_cell(center: str, bounds: str, word: str) -> str:
-    return " ".join([center] + [f"[{bounds.replace(' ', ', ')}]"] * bool(bounds) + [f"**{word}**"] * bool(word))
+def _markdown_cell(value: Interval | None, is_difference: bool) -> str:
+    if value is None:
+        return ""
+    bounds = "" if math.isnan(value.low) else f"[{_short(value.low, 4)}, {_short(value.high, 4)}]"
+    word = _word(value, is_difference)
+    return " ".join(filter(None, [_center(value, is_difference), bounds, f"**{word}**" if word else ""]))
 
 
 def print_report(report: EvalReport, console: Console) -> None:
-    """Print the tables and findings; differences from the bars stand in table.md only."""
+    """Print tables that fit 80 columns, and the findings; differences from the bars stand in table.md only."""
     for grid in _grids(report):
-        rows = [row for row in grid.rows if not any(bar in row[0].split(" - ")[1:] for bar in BARS)]
+        rows = {
+            name: cells for name, cells in grid.rows.items() if not name.endswith(tuple(f"- {bar}" for bar in BARS))
+        }
         if not rows:
             continue
-        table = Table(title=grid.title, title_justify="left", show_lines=True)
-        table.add_column("system", overflow="fold")
+        table = Table(
+            title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
+        )
+        table.add_column("")
         for column in grid.columns:
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, cells in rows:
-            table.add_row(name.replace(" - ", "\n- "), *(_terminal_cell(*cell) for cell in cells))
+            table.add_column(column.replace("@", "\n@"), justify="right", no_wrap=True)
+        for name, cells in rows.items():
+            table.add_row(name.replace(" - ", "\n- "), *(_terminal_cell(cell, grid.is_difference) for cell in cells))
         console.print(table)
     for line in findings(report):
-        console.print(f"- {escape(line)}")
+        console.print(f"- {line}", markup=False, highlight=False)
 
 
-def _terminal_cell(center: str, bounds: str, word: str) -> str:
-    return "\n".join(filter(None, [f"[bold]{center}[/]", f"[dim]{bounds}[/]" if bounds else "", word]))
+def _terminal_cell(value: Interval | None, is_difference: bool) -> str:
+    if value is None:
+        return ""
+    bounds = "" if math.isnan(value.low) else f"[dim]±{_short((value.high - value.low) / 2, 3)}[/]"
+    return "\n".join(filter(None, [_center(value, is_difference), bounds, _word(value, is_difference)]))
 
 
 def findings(report: EvalReport) -> list[str]:
@@ -247,7 +253,7 @@ class Samples:
     """A few users' recommendations by title, for reading beside the numbers."""
 
     def __init__(
-        self, examples: Sequence[Example], *, titles: Sequence[str], n_users: int = 3, k: int = 5, seed: int
+        self, examples: Sequence[Example], *, titles: Sequence[str], n_users: int = 2, k: int = 5, seed: int
     ) -> None:
         order = np.random.default_rng(seed).permutation(len(examples))[:n_users]
         self._chosen = sorted(int(p) for p in order)
@@ -258,15 +264,12 @@ class Samples:
     def write(self, answers: Predictions) -> None:
         """Keep one system's first k recommendations for the chosen users."""
         for p, block, positives in zip(self._chosen, self._blocks, self._positives, strict=True):
-            lines = [f"  {answers.system}, {answers.decoding}"]
+            block.append(f"  {answers.system}, {answers.decoding}")
             top = zip(answers.rows_PK[p, : self._k].tolist(), answers.sids_PKL[p, : self._k].tolist(), strict=True)
             for rank, (row, sid) in enumerate(top, start=1):
-                if row == NO_ITEM:
-                    name = f"no such item: SID {'-'.join('?' if code < 0 else str(code) for code in sid)}  INVALID"
-                else:
-                    name = f"{self._titles[row]}{'  HIT' if row in positives else ''}"
-                lines.append(f"    {rank}. {name}")
-            block.append("\n".join(lines))
+                mark = "  HIT" if row in positives else ""
+                name = f"{self._titles[row]}{mark}" if row != NO_ITEM else f"INVALID, no item has SID {_dashed(sid)}"
+                block.append(f"    {rank}. {name}")
 
     def text(self) -> str:
         """Return one block of plain text per user."""
@@ -279,3 +282,7 @@ class Samples:
             f"user {example.context.user_id}\n  last clicked or ordered: {'; '.join(history)}\n"
             f"  then clicked or ordered: {'; '.join(page)}"
         )
+
+
+def _dashed(sid: Sequence[int]) -> str:
+    return "-".join("?" if code < 0 else str(code) for code in sid)
