@@ -39,9 +39,7 @@ def test_recall_is_the_share_of_positives_found():
 def test_ndcg_ideal_list_holds_at_most_k_positives():
     rows = np.array([[4, 7, 1]])
     found_at_2_and_3 = 1 / math.log2(3) + 1 / math.log2(4)
-    assert metrics.ndcg(rows, pages([7, 1]), k=3)[0] == pytest.approx(
-        found_at_2_and_3 / (1 + 1 / math.log2(3))
-    )
+    assert metrics.ndcg(rows, pages([7, 1]), k=3)[0] == pytest.approx(found_at_2_and_3 / (1 + 1 / math.log2(3)))
     assert metrics.ndcg(np.array([[7, 1, 2]]), pages([7, 1, 2, 9]), k=2)[0] == pytest.approx(1)
 
 
@@ -254,9 +252,7 @@ def test_permuting_requests_permutes_metrics_and_keeps_intervals(drawn, random):
     value = metrics.ndcg(rows, positives, k=5)
     permuted = metrics.ndcg(rows[order], [positives[i] for i in order], k=5)
     np.testing.assert_allclose(permuted, value[order])
-    one, two = (
-        metrics.user_bootstrap(v, u, n=20, seed=0) for v, u in ((value, users), (permuted, users[order]))
-    )
+    one, two = (metrics.user_bootstrap(v, u, n=20, seed=0) for v, u in ((value, users), (permuted, users[order])))
     assert_close(one, two)
 
 
@@ -280,9 +276,7 @@ def test_torchmetrics_agrees(drawn, k):
         assert hit == retrieval.retrieval_hit_rate(preds, target, top_k=k)
         assert share == pytest.approx(float(retrieval.retrieval_recall(preds, target, top_k=k)))
         # the items never ranked are tied in torchmetrics, which k <= 6 leaves out of the numerator
-        assert gain == pytest.approx(
-            float(retrieval.retrieval_normalized_dcg(preds, target, top_k=k)), rel=1e-5
-        )
+        assert gain == pytest.approx(float(retrieval.retrieval_normalized_dcg(preds, target, top_k=k)), rel=1e-5)
 
 
 @settings(max_examples=50)

@@ -126,7 +126,8 @@ def evaluate(
             report.setdefault(system.name, {})[decoding] = metrics.bootstrap_columns(
                 values, user_ids, n=plan.draws, seed=plan.seed
             ) | measure_catalogue(answers, n_items=catalog.n_items, ks=plan.ks)
-    facts = {"requests": len(examples), "users": len(set(user_ids.tolist())), "beams": plan.beams}
+    facts: dict[str, str | int | float] = {"requests": len(examples), "users": len(set(user_ids.tolist()))}
+    facts |= {"ks": ", ".join(map(str, plan.ks)), "beams": plan.beams}
     facts |= {"bootstrap_draws": plan.draws, "bootstrap_seed": plan.seed}
     return EvalReport(protocol=dict(protocol or {}) | facts, systems=report, paired=_pair(columns, user_ids, plan))
 
@@ -150,6 +151,7 @@ def describe(
         "history": f"newest {max_history} clicked or ordered items before the page",
         "ranking": f"all {catalog.n_items} items, those already seen not excluded",
         "hits": "by item; a SID that items share means the most popular of them; an invalid SID keeps its rank",
+        "hallucination": "share of free beams that are no item; under the constraint 0 by construction",
         "catalogue": catalog.fingerprint,
     }
     facts |= {

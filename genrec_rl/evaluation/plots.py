@@ -114,7 +114,8 @@ def plot_training(runs: Mapping[str, str | Path], path: str | Path) -> None:
     for axes in (left, right):
         _tidy(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize="small", ncols=max(1, len(axes.lines) // 3))
+        if axes.lines:
+            axes.legend(frameon=False, fontsize="small", ncols=max(1, len(axes.lines) // 3))
     figure.suptitle("Training", x=0.01, ha="left", fontweight="bold")
     figure.savefig(path, dpi=_DPI)
 

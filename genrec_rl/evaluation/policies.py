@@ -27,7 +27,10 @@ def parse_policies(words: Sequence[str]) -> dict[str, Path]:
         if name in policies:
             raise ConfigError(f"policies: the name '{name}' stands twice; give each policy its own")
         if not (Path(folder) / "config.json").is_file():
-            raise ConfigError(f"policies: no policy in '{folder}'; `accelerate launch recipes/sft.py` makes one")
+            raise ConfigError(
+                f"policies: no policy in '{folder}'; make it with `accelerate launch recipes/sft.py "
+                f"--output_dir {folder}`, or recipes/grpo_sr.py for an aligned one"
+            )
         policies[name] = Path(folder)
     return policies
 

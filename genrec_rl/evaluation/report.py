@@ -108,7 +108,11 @@ def _grid(title: str, rows: Mapping[str, Mapping[str, Interval]], *, is_differen
 
 
 def _center(value: Interval, is_difference: bool) -> str:
-    return ("+" if is_difference and value.mean > 0 else "") + _short(value.mean, 4)
+    return _signed(value.mean) if is_difference else _short(value.mean, 4)
+
+
+def _signed(value: float) -> str:
+    return ("+" if round(value, 4) > 0 else "") + _short(value, 4)
 
 
 def _word(value: Interval, is_difference: bool) -> str:
@@ -158,7 +162,7 @@ def print_report(report: EvalReport, console: Console) -> None:
         table = Table(
             title=grid.title, title_justify="left", title_style="bold", box=box.SIMPLE, padding=(0, 1, 0, 0)
         )
-        table.add_column("")
+        table.add_column("", overflow="fold")
         for column in grid.columns:
             table.add_column(column.replace("@", "\n@"), justify="right", no_wrap=True)
         for name, cells in rows.items():
@@ -214,16 +218,8 @@ def _against(report: EvalReport, policy: str, reference: str, decoding: str) -> 
         difference = _difference(report, policy, reference, decoding, metric)
         if difference is not None:
             word = verdict(difference)
-            size = (
-                ""
-                if word == "not separated"
-                else " ({}, {} to {})".format(
-                    *(
-                        ("+" if x > 0 else "") + _short(x, 4)
-                        for x in (difference.mean, difference.low, difference.high)
-                    )
-                )
-            )
+            bounds = (difference.mean, difference.low, difference.high)
+            size = "" if word == "not separated" else " ({}, {} to {})".format(*map(_signed, bounds))
             outcome[word].append(metric + size)
     words = {"higher": "above", "lower": "below", "not separated": "not separated"}
     said = [f"{words[word]} on {', '.join(names)}" for word, names in outcome.items() if names]
@@ -236,7 +232,7 @@ def _narrowing(report: EvalReport, policy: str, reference: str) -> list[str]:
         return []
     return [
         f"{policy} puts {now.mean:.0f} different items first where {reference} puts {before.mean:.0f}: "
-        "its lists have narrowed, a sign of a hacked reward."
+        "its lists have narrowed, as happens when a reward is hacked."
     ]
 
 

@@ -1,0 +1,87 @@
+"""Popularity and co-occurrence on counts that can be added up by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.baselines import Cooccurrence, Popularity
+from genrec_rl.types import Action, Context, Example
+
+CODES = np.arange(10).reshape(5, 2)
+COUNTS = np.array([1, 4, 4, 0, 2])
+
+
+def context(*history):
+    rows = np.array(history, dtype=np.int32)
+    return Context("u", 0, rows, np.zeros(len(rows), int), np.zeros(len(rows), int))
+
+
+def page(history, positives, exposed=()):
+    items = np.array([*positives, *exposed])
+    actions = [Action.CLICK] * len(positives) + [Action.EXPOSE] * len(exposed)
+    return Example("r", context(*history), items, np.array(actions, dtype=np.int8))
+
+
+def rows(recommender, *contexts, k=5):
+    return recommender.recommend(contexts, k=k, constrained=True).rows_PG.tolist()
+
+
+def test_popularity_ranks_by_count_then_row():
+    assert rows(Popularity(COUNTS, codes=CODES), context(3), context()) == [[1, 2, 4, 0, 3]] * 2
+
+
+def test_answers_carry_the_items_sids_best_first():
+    answer = Popularity(COUNTS, codes=CODES).recommend([context()], k=3)
+    assert answer.sids_PGL.tolist() == [[[2, 3], [4, 5], [8, 9]]]
+    assert answer.log_probs_PG[0, 0].exp().item() == pytest.approx(4 / 11, rel=1e-4)
+    assert (answer.log_probs_PG.diff() <= 0).all()
+    assert answer.is_valid_PG.all()
+
+
+def test_item_that_followed_outranks_a_popular_one():
+    pages = [page([0], [3]), page([0], [3]), page([4], [1])]
+    fitted = Cooccurrence.fit(pages, COUNTS, codes=CODES)
+    assert rows(fitted, context(0))[0][0] == 3
+    assert rows(fitted, context(4))[0][0] == 1
+
+
+def test_counts_go_forward_only():
+    fitted = Cooccurrence.fit([page([0], [3])], COUNTS, codes=CODES)
+    assert rows(fitted, context(3)) == [[1, 2, 4, 0, 3]]  # nothing followed 3: popularity
+
+
+def test_older_items_count_less_in_fitting_and_in_serving():
+    # 1 followed history (0, 4): the newest, 4, gets 1, and 0 gets .5
+    fitted = Cooccurrence.fit([page([0, 4], [1])], COUNTS, codes=CODES, decay=0.5)
+    one, two = fitted.recommend([context(0), context(4)], k=1).log_probs_PG[:, 0].exp().tolist()
+    assert one == pytest.approx(1, abs=1e-4)
+    assert two == pytest.approx(1, abs=1e-4)
+    both = [page([0, 4], [1]), page([0], [3])]  # after 0: 3 counts 1, 1 counts .5
+    fitted = Cooccurrence.fit(both, COUNTS, codes=CODES, decay=0.5)
+    assert rows(fitted, context(0), k=2) == [[3, 1]]
+    assert rows(fitted, context(0, 4), k=2) == [[1, 3]]  # 1 * 1 + .5 * .5 against .5 * 1
+    share = fitted.recommend([context(0, 4)], k=2).log_probs_PG[0, 0].item()
+    assert share == pytest.approx(math.log(1.25 / 1.75), abs=1e-4)
+
+
+def test_only_the_last_items_count():
+    fitted = Cooccurrence.fit([page([0], [3])], COUNTS, codes=CODES, n_last=1)
+    assert rows(fitted, context(0, 4), k=1) == [[1]]
+    assert rows(fitted, context(4, 0), k=1) == [[3]]
+
+
+def test_exposed_items_do_not_count():
+    fitted = Cooccurrence.fit([page([0], [4], exposed=[3])], COUNTS, codes=CODES)
+    assert rows(fitted, context(0), k=2) == [[4, 1]]
+
+
+def test_new_user_gets_popularity():
+    fitted = Cooccurrence.fit([page([0], [3]), page([], [4])], COUNTS, codes=CODES)
+    assert rows(fitted, context()) == [[1, 2, 4, 0, 3]]
+
+
+def test_more_candidates_than_items_names_both():
+    with pytest.raises(ConfigError, match="6 candidates asked of 5"):
+        Popularity(COUNTS, codes=CODES).recommend([context()], k=6)

@@ -1,0 +1,37 @@
+"""The words of --policies, refused before any work starts."""
+
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.policies import parse_policies, policy_systems
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_words_become_names_and_folders_in_order(folder):
+    assert parse_policies([f"sft={folder}", f"grpo_sr={folder}"]) == {"sft": folder, "grpo_sr": folder}
+
+
+@pytest.mark.parametrize("word", ["runs/demo/sft", "=runs/demo/sft", "sft="])
+def test_word_of_another_form_shows_an_example(word):
+    with pytest.raises(ConfigError, match=r"is not name=DIR; write --policies sft=runs/demo/sft"):
+        parse_policies([word])
+
+
+def test_name_given_twice_is_refused(folder):
+    with pytest.raises(ConfigError, match="'sft' stands twice"):
+        parse_policies([f"sft={folder}", f"sft={folder}"])
+
+
+def test_folder_without_a_policy_names_the_command(tmp_path):
+    with pytest.raises(ConfigError, match=r"no policy in .*recipes/sft\.py"):
+        parse_policies([f"sft={tmp_path}"])
+
+
+def test_policies_decode_both_ways_and_load_late(folder, catalog):
+    (system,) = policy_systems({"sft": folder}, catalog)
+    assert system.decodings == ("constrained", "unconstrained")
