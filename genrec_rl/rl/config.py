@@ -35,7 +35,9 @@ class GRPOSRConfig(GRPOConfig):
     disable_dropout: bool = field(default=True, metadata={"help": "rollouts and loss see the same network"})
     use_cpu: bool = field(default_factory=lambda: not has_accelerator(), metadata={"help": "train on the CPU"})
     bf16: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "bfloat16 autocast"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory, at a third more time"})
+    activation_checkpointing: bool | None = field(
+        default=False, metadata={"help": "save memory, at a third more time"}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
 
-TABLE_COLUMNS = ("user", "rank", "sid", "row", "is_valid", "reward", "passes_gate", "is_positive", "calibrated")
+TABLE_COLUMNS = ("user", "rank", "sid", "title", "is_valid", "reward", "passes_gate", "is_positive", "calibrated")
 
 
 def rollout_metrics(rewards: CalibratedRewards, rows_PG: Int[Tensor, "P G"], *, n_items: int) -> dict[str, float]:
@@ -45,7 +45,13 @@ def _share(part: Tensor, *, of: Tensor) -> float:
 
 
 def rollout_table(
-    examples: Sequence[Example], rollouts: Rollouts, rewards: CalibratedRewards, *, users: int = 4, ranks: int = 5
+    examples: Sequence[Example],
+    rollouts: Rollouts,
+    rewards: CalibratedRewards,
+    titles: Sequence[str],
+    *,
+    users: int = 4,
+    ranks: int = 5,
 ) -> list[tuple[Any, ...]]:
     """Return a few rollouts of a few users as rows of ``TABLE_COLUMNS``.
 
@@ -57,7 +63,7 @@ def rollout_table(
             examples[p].context.user_id,
             g + 1,
             "-".join(str(int(code)) for code in rollouts.sids_PGL[p, g]),
-            int(rollouts.rows_PG[p, g]),
+            titles[int(rollouts.rows_PG[p, g])] if rollouts.is_valid_PG[p, g] else "(no such item)",
             bool(rollouts.is_valid_PG[p, g]),
             round(rewards.raw_PG[p, g].item(), 4),
             bool(rewards.is_relevant_PG[p, g]),

@@ -32,7 +32,7 @@ from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
-from genrec_rl.types import Example
+from genrec_rl.types import CalibratedRewards, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
 _PROMPT_KEYS = ("prompt_ids", "prompt_mask")
@@ -67,7 +67,7 @@ class GRPOSRTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> None:
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
-        self.sampled_rollouts: list[tuple[Any, ...]] = []
+        self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
         self._positive_log_probs: Tensor | None = None
         args.max_completion_length = policy.vocab.n_levels
@@ -122,7 +122,7 @@ class GRPOSRTrainer(GRPOTrainer):
         n_items = len(self.scorer.catalog.codes)
         for name, value in rollout_metrics(rewards, rows, n_items=n_items).items():
             self._metrics[mode][name].append(value)
-        self.sampled_rollouts = rollout_table(examples, rollouts, rewards)
+        self._newest = (examples, rollouts, rewards)
         return rewards.calibrated_PG.reshape(-1, 1)
 
     @override
@@ -216,6 +216,10 @@ class GRPOSRTrainer(GRPOTrainer):
         for name in [n for n in self._metrics[mode] if n.startswith(_UNINFORMATIVE)]:
             del self._metrics[mode][name]
         super().log(logs, start_time)
+
+    def rollout_table(self, titles: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return a sample of the newest rollouts as rows of ``telemetry.TABLE_COLUMNS``."""
+        return rollout_table(*self._newest, titles) if self._newest else []
 
     def _group_size(self) -> int:
         return self.num_generations if self.model.training else self.num_generations_eval

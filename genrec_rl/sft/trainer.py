@@ -27,7 +27,9 @@ class PageSFTConfig(SFTConfig):
 
     use_cpu: bool = field(default_factory=lambda: not has_accelerator(), metadata={"help": "train on the CPU"})
     bf16: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "bfloat16 autocast"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "save memory, at a third more time"})
+    activation_checkpointing: bool | None = field(
+        default=False, metadata={"help": "save memory, at a third more time"}
+    )
     max_length: int | None = field(default=None, metadata={"help": "rows are never cut; see max_history"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are written when read"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})

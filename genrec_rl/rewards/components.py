@@ -1,0 +1,60 @@
+"""Reward models and gates from YAML blocks, checked before anything heavy loads."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from genrec_rl.config import load_component
+from genrec_rl.data.store import Dataset
+from genrec_rl.errors import ConfigError
+from genrec_rl.rewards.protocol import Gate, RewardModel
+from genrec_rl.sids.catalog import Catalog
+
+Block = Mapping[str, Any] | str | None
+
+
+def read_block(block: Block, *, key: str) -> Mapping[str, Any] | None:
+    """Return a block as a mapping; the command line gives it as JSON, and ``none`` means None.
+
+    Raises:
+        ConfigError: when a string is neither.
+    """
+    if not isinstance(block, str):
+        return block
+    if block.lower() in ("none", "null", ""):
+        return None
+    try:
+        return json.loads(block)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{key}: '{block}' is no JSON ({error}); write {{\"class_path\": ...}} or none") from None
+
+
+def load_reward_model(block: Block, *, catalog: Catalog, trusted_packages: Sequence[str] = ()) -> RewardModel:
+    """Load the reward model of a ``{class_path, init_args: {path}}`` block through its ``from_pretrained``.
+
+    Raises:
+        ConfigError: when there is none, or its class or arguments are wrong.
+        DataError: when its files are damaged or belong to another catalogue.
+    """
+    values = read_block(block, key="reward_model")
+    if values is None:
+        raise ConfigError("reward_model is not set; recipes/train_reward.py makes one, then name its class and path")
+    return load_component(
+        values,
+        expected=RewardModel,
+        key="reward_model",
+        factory="from_pretrained",
+        provided={"catalog": catalog},
+        trusted_packages=trusted_packages,
+    )
+
+
+def load_gate(
+    block: Block, *, catalog: Catalog, dataset: Dataset, trusted_packages: Sequence[str] = ()
+) -> Gate | None:
+    """Build the gate of a block, or None for "w/o gate"; a tau to be fitted is fitted on validation pages."""
+    values = read_block(block, key="gate")
+    if values is None:
+        return None
+    provided = {"catalog": catalog, "examples": dataset.examples("valid")}
+    return load_component(values, expected=Gate, key="gate", provided=provided, trusted_packages=trusted_packages)

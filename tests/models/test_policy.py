@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
+from genrec_rl.models.prompts import PromptGrammar
+from tests.fixtures import CODES, make_catalog, make_context, make_policy
+
+
+def test_round_trip_is_bit_equal(policy, catalog, tmp_path):
+    policy.save_pretrained(tmp_path)
+    loaded = load_policy(tmp_path, catalog=catalog)
+    for name, weights in policy.model.state_dict().items():
+        assert weights.equal(loaded.model.state_dict()[name]), name
+    prompt = torch.from_numpy(policy.prompts.prompt(make_context([1, 2])))[None]
+    assert policy.model(prompt).logits.equal(loaded.model.eval()(prompt).logits)
+    assert loaded.vocab == policy.vocab
+    assert loaded.prompts.grammar == policy.prompts.grammar
+
+
+def test_auto_model_loads_a_policy(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(policy.model)
+
+
+def test_policy_without_merger_has_no_merger_weights(catalog):
+    names = make_policy(catalog, grammar=PromptGrammar(merge=False)).model.state_dict()
+    assert not [name for name in names if "merger" in name]
+
+
+def test_dropout_is_in_training_only(catalog):
+    policy = make_policy(catalog, residual_dropout=0.5, embedding_dropout=0.5)
+    prompt = torch.from_numpy(policy.prompts.prompt(make_context([1, 2])))[None]
+    assert policy.model(prompt).logits.equal(policy.model(prompt).logits)
+    policy.model.train()
+    assert not policy.model(prompt).logits.equal(policy.model(prompt).logits)
+
+
+def save_language_model(path) -> Qwen2ForCausalLM:
+    words = {"<pad>": 0, "<eos>": 1, "the": 2, "of": 3}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(words, [])), pad_token="<pad>", eos_token="<eos>"
+    )
+    config = Qwen2Config(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return model
+
+
+def test_language_model_keeps_its_weights_and_gets_new_rows_for_the_sids(catalog, tmp_path):
+    before = save_language_model(tmp_path)
+    policy = create_policy(catalog, grammar=PromptGrammar(), backbone=str(tmp_path))
+    after = policy.model.model
+    assert after.layers[0].mlp.up_proj.weight.equal(before.model.layers[0].mlp.up_proj.weight)
+    n_old = before.config.vocab_size
+    assert after.embed_tokens.weight[:n_old].equal(before.model.embed_tokens.weight)
+    assert len(after.embed_tokens.weight) >= n_old + 2 + 12  # two special tokens, 3 x 4 codes
+    assert policy.model.lm_head.weight is after.embed_tokens.weight
+
+
+def test_merged_item_of_an_untrained_policy_is_the_mean_of_its_codes(catalog):
+    policy = create_policy(catalog, grammar=PromptGrammar(), backbone=BackboneSize(32, 1, 2, 32))
+    prompt = torch.from_numpy(policy.prompts.prompt(make_context([3])))[None]
+    tokens = policy.vocab.token_ids(torch.from_numpy(CODES[3]).long())
+    merged = policy.model.model.embed_prompt(prompt)[0, 1]
+    assert torch.allclose(merged, policy.model.model.embed_tokens(tokens).mean(0), atol=1e-6)
+
+
+def test_other_catalogue_is_refused(policy, tmp_path):
+    policy.save_pretrained(tmp_path)
+    other = make_catalog(np.roll(CODES, 1, axis=0))
+    with pytest.raises(DataError, match="pass the --sid_dir that the policy was trained with"):
+        load_policy(tmp_path, catalog=other)
+
+
+def test_other_prompt_grammar_is_refused(policy, catalog, tmp_path):
+    policy.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["grammar"]["separator"] = "none"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="prompt grammar"):
+        load_policy(tmp_path, catalog=catalog)
+
+
+def test_truncated_weights_are_refused(policy, catalog, tmp_path):
+    policy.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot be loaded"):
+        load_policy(tmp_path, catalog=catalog)
+
+
+def test_empty_folder_is_no_policy(catalog, tmp_path):
+    with pytest.raises(ConfigError, match="recipes/sft.py makes one"):
+        load_policy(tmp_path, catalog=catalog)
+
+
+def test_plain_language_model_is_no_policy(catalog, tmp_path):
+    save_language_model(tmp_path)
+    with pytest.raises((ConfigError, DataError)):
+        load_policy(tmp_path, catalog=catalog)
+
+
+def test_backbone_that_is_absent_is_named(catalog):
+    with pytest.raises(ConfigError, match="nowhere.*Qwen2 checkpoint"):
+        create_policy(catalog, grammar=PromptGrammar(), backbone="nowhere")

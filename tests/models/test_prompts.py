@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.models.prompts import PACKED, PromptEncoder, PromptGrammar, pack_sids, unpack_sids
+from genrec_rl.sids.vocab import SidVocab
+from tests.fixtures import make_context
+
+VOCAB = SidVocab(codebook_sizes=(4, 4), sid_token_start=10, history_id=1, separator_id=2, pad_id=0)
+CODES = np.array([[0, 1], [2, 3], [3, 0]])
+
+
+def encoder(**grammar) -> PromptEncoder:
+    return PromptEncoder(PromptGrammar(**grammar), VOCAB, CODES)
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2**20 - 1)] * 3), min_size=1, max_size=5))
+def test_unpacking_undoes_packing(rows):
+    codes = np.array(rows)
+    assert np.array_equal(unpack_sids(torch.from_numpy(pack_sids(codes)), 3).numpy(), codes)
+
+
+def test_packed_ids_lie_above_every_vocabulary():
+    assert pack_sids(np.array([[0, 0]])).min() >= PACKED
+
+
+def test_merged_item_and_its_separator_take_two_places():
+    ids = encoder(merge=True, separator="item").prompt(make_context([1, 2]))
+    packed = pack_sids(CODES)
+    assert ids.tolist() == [1, packed[1], 2, packed[2], 2]
+
+
+def test_unmerged_item_takes_one_place_a_level():
+    ids = encoder(merge=False, separator="item").prompt(make_context([1, 2]))
+    assert ids.tolist() == [1, 12, 17, 2, 13, 14, 2]
+
+
+def test_page_separator_closes_each_page():
+    ids = encoder(merge=False, separator="page").prompt(make_context([1, 2, 0], pages=[5, 5, 6]))
+    assert ids.tolist() == [1, 12, 17, 13, 14, 2, 10, 15, 2]
+
+
+def test_no_separator():
+    assert encoder(merge=False, separator="none").prompt(make_context([1])).tolist() == [1, 12, 17]
+
+
+@pytest.mark.parametrize("separator", ["item", "page", "none"])
+def test_new_user_has_the_history_token_alone(separator):
+    assert encoder(separator=separator).prompt(make_context([])).tolist() == [1]
+
+
+def test_oldest_items_are_dropped():
+    ids = encoder(merge=False, separator="none", max_history=1).prompt(make_context([1, 2]))
+    assert ids.tolist() == [1, 13, 14]
+
+
+def test_answer_is_written_at_full_resolution():
+    assert encoder().answer(np.array([2, 0])).tolist() == [13, 14, 10, 15]
+
+
+def test_batch_pads_on_the_left():
+    ids, is_token = encoder().batch([np.array([1]), np.array([1, 7, 2])])
+    assert ids.tolist() == [[0, 0, 1], [1, 7, 2]]
+    assert is_token.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_render_names_items_and_tokens():
+    ids = encoder().prompt(make_context([1]))
+    assert encoder().render(ids) == "<|history|> (2,3) <|sep|>"
+    assert encoder(merge=False).render(np.array([0, 1, 12, 17])) == "<|history|> <a_2> <b_3>"
+
+
+@pytest.mark.parametrize("change", [{"merge": False}, {"separator": "none"}, {"max_history": 9}])
+def test_digest_changes_with_every_choice(change):
+    assert PromptGrammar(**change).digest(VOCAB) != PromptGrammar().digest(VOCAB)
+
+
+def test_wrong_choices_are_refused():
+    with pytest.raises(ConfigError, match="separator 'comma' is not one of item, page, none"):
+        PromptGrammar(separator="comma")
+    with pytest.raises(ConfigError, match="max_history is 0"):
+        PromptGrammar(max_history=0)
+
+
+def test_catalogue_of_another_depth_is_refused():
+    with pytest.raises(DataError, match="3 SID levels, the vocabulary 2"):
+        PromptEncoder(PromptGrammar(), VOCAB, np.zeros((1, 3), int))
