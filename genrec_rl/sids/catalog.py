@@ -20,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from genrec_rl.config import nearest
+from genrec_rl.data.store import items_fingerprint
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids import rq_kmeans
 from genrec_rl.sids.collisions import POLICIES, Quantised, is_run_start, pack
@@ -84,7 +85,6 @@ class Catalog:
         vectors: Float32[np.ndarray, "n D"],
         *,
         item_ids: np.ndarray,
-        items_fingerprint: str,
         centroids: list[Float32[np.ndarray, "K D"]],
         policy: str = "reassign",
         popularity: Int64[np.ndarray, " n"] | None = None,
@@ -108,12 +108,35 @@ class Catalog:
             item_ids=item_ids,
             vectors=rq_kmeans.check_vectors(vectors),
             centroids=centroids,
-            items_fingerprint=items_fingerprint,
+            items_fingerprint=_fingerprint_items(item_ids),
             popularity=popularity,
             policy=policy,
         )
         report = measure(before, codes, codebook_sizes=sizes, policy=policy, vectors=vectors, centroids=centroids)
         return catalog, report
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Int32[np.ndarray, "n L"],
+        *,
+        codebook_sizes: tuple[int, ...],
+        item_ids: np.ndarray,
+        vectors: Float32[np.ndarray, "n D"],
+        popularity: Int64[np.ndarray, " n"],
+    ) -> tuple[Self, SidReport]:
+        """Take SIDs that were made elsewhere as they are; such a catalogue cannot assign new items."""
+        catalog = cls(
+            codes=codes,
+            codebook_sizes=codebook_sizes,
+            item_ids=item_ids,
+            vectors=rq_kmeans.check_vectors(vectors),
+            centroids=[],
+            items_fingerprint=_fingerprint_items(item_ids),
+            popularity=popularity,
+            policy="bucket",
+        )
+        return catalog, measure(codes, codes, codebook_sizes=codebook_sizes, policy="bucket")
 
     @property
     def n_items(self) -> int:
@@ -194,20 +217,23 @@ class Catalog:
             )
         return codes
 
-    def extend(
-        self, new_item_ids: np.ndarray, new_vectors: Float32[np.ndarray, "m D"], *, items_fingerprint: str
-    ) -> Self:
+    def extend(self, new_item_ids: np.ndarray, new_vectors: Float32[np.ndarray, "m D"]) -> Self:
         """Return a catalogue with new items behind the old ones, whose SIDs stay as they are.
 
-        ``items_fingerprint`` is that of the longer item table.
+        Raises:
+            DataError: when an item is already in the catalogue, besides what ``assign`` raises.
         """
+        known = np.isin(new_item_ids, self.item_ids)
+        if known.any():
+            raise DataError(f"item {new_item_ids[known][0]} is already in the catalogue; leave it out")
+        item_ids = np.concatenate([self.item_ids, new_item_ids])
         return replace(
             self,
             codes=np.concatenate([self.codes, self.assign(new_vectors)]),
-            item_ids=np.concatenate([self.item_ids, new_item_ids]),
+            item_ids=item_ids,
             vectors=np.concatenate([self.vectors, rq_kmeans.check_vectors(new_vectors)]),
             popularity=np.concatenate([self.popularity, np.zeros(len(new_item_ids), np.int64)]),
-            items_fingerprint=items_fingerprint,
+            items_fingerprint=_fingerprint_items(item_ids),
         )
 
     def check_items(self, items_fingerprint: str) -> None:
@@ -275,6 +301,10 @@ class Catalog:
                 f"({catalog.fingerprint[:16]}), the file was changed; {REMEDY}"
             )
         return catalog
+
+
+def _fingerprint_items(item_ids: np.ndarray) -> str:
+    return items_fingerprint(pl.DataFrame({"item_id": item_ids}))
 
 
 def _resolve(

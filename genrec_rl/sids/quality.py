@@ -65,6 +65,13 @@ class SidReport:
         """Write the report as JSON."""
         Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
 
+    def numbers(self) -> dict[str, float]:
+        """Return what a tracker logs: the scalars, and each level's use and collisions."""
+        scalars = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
+        for number, level in enumerate(self.levels, start=1):
+            scalars |= {f"level_{number}/{name}": float(value) for name, value in asdict(level).items()}
+        return scalars
+
     def table(self) -> Table:
         """Lay the report out for the terminal."""
         n_levels, total = len(self.levels), f"{self.n_items:,} items, {self.distinct_sids:,} distinct SIDs"

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genrec_rl.data.store import items_fingerprint
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids import rq_kmeans
 from genrec_rl.sids.catalog import FILES, Catalog
@@ -37,7 +38,6 @@ def built(n=60, sizes=(4, 4, 8), policy="reassign", seed=0) -> Catalog:
     return Catalog.build(
         vectors,
         item_ids=np.arange(n) * 10,
-        items_fingerprint="a" * 64,
         centroids=rq_kmeans.fit(vectors, codebook_sizes=sizes, seed=0, niter=5),
         policy=policy,
         popularity=np.arange(n),
@@ -123,11 +123,33 @@ def test_assign_takes_a_free_leaf_and_moves_nobody():
 
 def test_extend_appends_items_and_changes_the_fingerprint():
     catalog = built()
-    longer = catalog.extend(np.array([7, 8]), unit_vectors(2, seed=9), items_fingerprint="b" * 64)
+    longer = catalog.extend(np.array([7, 8]), unit_vectors(2, seed=9))
     assert (longer.codes[:60] == catalog.codes).all()
     assert longer.rows_of(longer.codes).tolist() == list(range(62))
     assert longer.item_ids[-2:].tolist() == [7, 8]
     assert longer.fingerprint != catalog.fingerprint
+
+
+def test_extended_catalogue_fits_the_longer_item_table():
+    longer = built(n=8, sizes=(4, 4)).extend(np.array([7, 8]), unit_vectors(2, seed=9))
+    longer.check_items(items_fingerprint(pl.DataFrame({"item_id": [*range(0, 80, 10), 7, 8]})))
+
+
+def test_known_item_cannot_be_added_again():
+    with pytest.raises(DataError, match="item 20 is already in the catalogue"):
+        built().extend(np.array([7, 20]), unit_vectors(2))
+
+
+def test_codes_from_elsewhere_are_kept_with_their_collisions():
+    catalog, report = Catalog.from_codes(
+        np.array([[0, 1], [0, 1], [1, 0]], np.int32),
+        codebook_sizes=(2, 2),
+        item_ids=np.array(["a", "b", "c"]),
+        vectors=unit_vectors(3),
+        popularity=np.array([0, 4, 0]),
+    )
+    assert catalog.rows_of(catalog.codes).tolist() == [1, 1, 2]
+    assert (report.col_after, report.error_after) == (pytest.approx(2 / 3), None)
 
 
 def test_new_item_under_bucket_shares_the_sid_of_its_twin():

@@ -1,0 +1,115 @@
+"""Stage 2: give every item a semantic id.
+
+    python recipes/build_sids.py --data_dir runs/demo/data --output_dir runs/demo/sids
+    python recipes/build_sids.py --codebook_sizes 256 256 256 --collision extra_code --collaborative false
+
+Reads   items.parquet (text, or an `embedding` column) and, for the co-click fine-tuning, the training pages.
+Writes  catalog.json, catalog.parquet (item_id, codes), centroids.safetensors, vectors.npy; projection.safetensors
+        (for the vectors of new items); sid_report.json; codebooks.png; metrics.jsonl; features/ (encoded texts).
+Watch   distinct SIDs = items, every code used, and a perplexity close to the number of codes.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from genrec_rl.config import parse_recipe
+from genrec_rl.data.store import Dataset, load_dataset
+from genrec_rl.sids import rq_kmeans
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.collaborative import CollaborativeSettings, co_clicks, fine_tune
+from genrec_rl.sids.features import item_vectors
+from genrec_rl.sids.index_file import read_index
+from genrec_rl.sids.plots import plot_codebooks
+from genrec_rl.sids.quality import SidReport
+from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
+
+
+@dataclass
+class Settings:
+    """How items become semantic ids; co-click settings are ``CollaborativeSettings``'s."""
+
+    data_dir: str = field(default="runs/demo/data", metadata={"help": "prepared data"})
+    output_dir: str = field(default="runs/demo/sids", metadata={"help": "folder to write"})
+    encoder: dict[str, Any] | str | None = field(
+        default="wordllama", metadata={"help": "wordllama | minilm | {class_path, init_args} (YAML)"}
+    )
+    text_template: str | None = field(
+        default=None, metadata={"help": "such as '{title} {category}'; none: title, and category where given"}
+    )
+    trusted_packages: list[str] = field(
+        default_factory=list, metadata={"help": "packages besides ours that an encoder may come from"}
+    )
+    collaborative: bool = field(default=True, metadata={"help": "fine-tune the vectors on co-clicked pairs"})
+    codebook_sizes: list[int] | None = field(
+        default=None, metadata={"help": "codes of each level; none: K, K, K with the smallest power of two K^2 >= 2n"}
+    )
+    niter: int = field(default=25, metadata={"help": "k-means iterations of each level"})
+    collision: Literal["reassign", "bucket", "extra_code"] = field(
+        default="reassign", metadata={"help": "move to a free leaf | share the SID | append a code"}
+    )
+    codes_from: str | None = field(
+        default=None, metadata={"help": "take published SIDs from LETTER's index.json instead (to measure only)"}
+    )
+    codes_id_offset: int = field(default=-1, metadata={"help": "what that file adds to an item id"})
+    seed: int = field(default=0, metadata={"help": "of the projection and of k-means"})
+    wandb_project: str = field(default=PROJECT, metadata={"help": "W&B project"})
+
+
+def make_vectors(
+    dataset: Dataset, settings: Settings, collaborative: CollaborativeSettings, tracker: Tracker
+) -> np.ndarray:
+    """Encode the items' text and, if wanted, fine-tune the vectors on co-clicked pairs."""
+    vectors = item_vectors(
+        dataset.items,
+        encoder=settings.encoder or "wordllama",
+        template=settings.text_template,
+        cache_dir=Path(settings.output_dir) / "features",
+        trusted_packages=settings.trusted_packages,
+    )
+    if not settings.collaborative:
+        return vectors
+    clicks = co_clicks(dataset.pages, dataset.split.train)
+    projection, losses = fine_tune(vectors, clicks, settings=collaborative, seed=settings.seed)
+    for epoch, loss in enumerate(losses, start=1):
+        tracker.log({"co_click/loss": loss}, step=epoch)
+    projection.save(Path(settings.output_dir) / "projection.safetensors")
+    return projection.apply_to(vectors)
+
+
+def make_catalog(dataset: Dataset, vectors: np.ndarray, settings: Settings) -> tuple[Catalog, SidReport]:
+    """Quantise the vectors, or take published codes."""
+    known = {"item_ids": np.array(dataset.item_ids), "popularity": dataset.popularity}
+    if settings.codes_from is not None:
+        codes, sizes = read_index(settings.codes_from, dataset.item_ids, id_offset=settings.codes_id_offset)
+        return Catalog.from_codes(codes, codebook_sizes=sizes, vectors=vectors, **known)
+    sizes = tuple(settings.codebook_sizes or rq_kmeans.default_codebook_sizes(dataset.n_items))
+    with console.status(f"residual k-means, {' x '.join(map(str, sizes))} codes"):
+        centroids = rq_kmeans.fit(vectors, codebook_sizes=sizes, seed=settings.seed, niter=settings.niter)
+    return Catalog.build(vectors, centroids=centroids, policy=settings.collision, **known)
+
+
+def main(argv: list[str] | None = None) -> None:
+    settings, collaborative = parse_recipe([Settings, CollaborativeSettings], __file__, argv)
+    started = time.monotonic()
+    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
+    config = asdict(settings) | asdict(collaborative)
+    output_dir = Path(settings.output_dir)
+    with Tracker(output_dir, job_type="build_sids", config=config, project=settings.wandb_project) as tracker:
+        vectors = make_vectors(dataset, settings, collaborative, tracker)
+        catalog, report = make_catalog(dataset, vectors, settings)
+        tracker.log({f"sids/{name}": value for name, value in report.numbers().items()})
+    catalog.save(output_dir)
+    report.save(output_dir / "sid_report.json")
+    plot_codebooks(catalog.codes, catalog.codebook_sizes, output_dir / "codebooks.png")
+    seconds = time.monotonic() - started
+    finish_stage(output_dir, stage="build_sids", settings=config, inputs={"data": settings.data_dir}, seconds=seconds)
+    console.print(report.table())
+    console.print(f"catalogue in {output_dir}, made in {seconds:.0f} s", markup=False)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
