@@ -125,17 +125,17 @@ Masks = tuple[Bool[np.ndarray, " P"], Bool[np.ndarray, " P"], Bool[np.ndarray, "
 
 
 def _leave_last_page_out(pages: PageTable) -> Masks:
-    """Test is each user's last page with a positive (of at least 2), validation the one before (of at least 3)."""
+    """Test is each user's last page with a positive, validation the one before, each only if it has a history.
+
+    A history implies an earlier positive page, so users with one such page are not tested, and users with two
+    not validated. Pages from the first held-out one on do not train.
+    """
     user = np.cumsum(pages.starts_user) - 1
     positive = np.flatnonzero(pages.has_positive)
     per_user = np.bincount(user[positive], minlength=user[-1] + 1)
-    from_end = np.cumsum(per_user)[user[positive]] - 1 - np.arange(len(positive))
-    can_be_held = pages.has_history
-    is_test, is_valid = np.zeros((2, len(pages)), dtype=bool)
-    is_test[positive] = (from_end == 0) & (per_user[user[positive]] >= 2)
-    is_valid[positive] = (from_end == 1) & (per_user[user[positive]] >= 3)
-    is_test &= can_be_held
-    is_valid &= can_be_held
+    from_end = np.full(len(pages), -1)
+    from_end[positive] = np.cumsum(per_user)[user[positive]] - 1 - np.arange(len(positive))
+    is_test, is_valid = (from_end == 0) & pages.has_history, (from_end == 1) & pages.has_history
     held_so_far = np.cumsum(is_valid | is_test)
     at_user_start = held_so_far[pages.starts_user] - (is_valid | is_test)[pages.starts_user]
     return held_so_far == at_user_start[user], is_valid, is_test

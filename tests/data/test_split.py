@@ -71,9 +71,12 @@ def test_page_with_a_click_across_the_cut_neither_trains_nor_validates():
         *clicks("u", [1, end - DAY - 5, end]),
         ("v", "A", end - 2 * DAY, "expose", "late"),
         ("v", "A", end - 2 * DAY + 9, "click", "late"),
+        ("w", "A", end - 2 * DAY, "click", "before"),
+        ("w", "B", end - DAY, "expose", "later"),
+        ("w", "B", end - DAY + 9, "click", "later"),
     ]
     pages = build_pages(log(*rows), ITEMS)
-    assert split_ids(pages, protocol="time") == [["u1"], [f"u{end - DAY - 5}"], [f"u{end}"]]
+    assert split_ids(pages, protocol="time") == [["u1", "before"], [f"u{end - DAY - 5}"], [f"u{end}"]]
 
 
 def test_leave_one_out_holds_out_single_items_in_order():
@@ -91,7 +94,7 @@ def test_leave_one_out_holds_out_single_items_in_order():
 def test_leave_one_out_moves_the_exposure_of_a_held_out_item_along():
     rows = [("u", item, 1, "expose", "q") for item in "ABCD"]
     rows += [("u", "D", 5, "click", "q"), ("u", "B", 6, "click", "q"), ("u", "A", 7, "click", "q"),
-             ("u", "A", 8, "order", "q")]  # fmt: skip
+             ("u", "B", 8, "order", "q")]  # fmt: skip
     pages = build_pages(isolate_last_items(log(*rows)), ITEMS, history="order")
     assert split_ids(pages, protocol="leave_one_out") == [["q"], ["q#second_last"], ["q#last"]]
     assert [pages.example(p).items.tolist() for p in range(3)] == [[3, 2], [1], [0]]
@@ -125,10 +128,11 @@ def test_leaking_division_is_refused(split, reason):
         refuse_leakage(pages, split)
 
 
-@pytest.mark.parametrize("end", [3, 4])
-def test_history_with_the_page_itself_or_later_events_is_refused(end):
-    pages = build_pages(log(*clicks("u", [1, 2, 3, 4])), ITEMS)
-    pages.history_end[2] = end
+@pytest.mark.parametrize("action", ["click", "expose"])
+def test_history_with_the_page_itself_or_later_events_is_refused(action):
+    rows = [*clicks("u", [1, 2]), *clicks("u", [3], action), *clicks("u", [4])]
+    pages = build_pages(log(*rows), ITEMS)
+    pages.history_end[2] = 3
     with pytest.raises(DataError, match=r"page u3 \(and 0 more\): its history holds its own or later events"):
         refuse_leakage(pages, PageSplit(indices(0), indices(1), indices(2), 0))
 
