@@ -20,12 +20,12 @@ from genrec_rl.config import parse_recipe
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.sids import rq_kmeans
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.sids.collaborative import CollaborativeSettings, co_clicks, fine_tune
+from genrec_rl.sids.collaborative import CollaborativeSettings, ResidualProjection, co_clicks, fine_tune
 from genrec_rl.sids.features import item_vectors
 from genrec_rl.sids.index_file import read_index
 from genrec_rl.sids.plots import plot_codebooks
 from genrec_rl.sids.quality import SidReport
-from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
+from genrec_rl.tracking import PROJECT, STAGE_FILE, Tracker, console, finish_stage, require_stage, run_recipe
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Settings:
 
 def make_vectors(
     dataset: Dataset, settings: Settings, collaborative: CollaborativeSettings, tracker: Tracker
-) -> np.ndarray:
+) -> tuple[np.ndarray, ResidualProjection | None]:
     """Encode the items' text and, if wanted, fine-tune the vectors on co-clicked pairs."""
     vectors = item_vectors(
         dataset.items,
@@ -71,13 +71,12 @@ def make_vectors(
         trusted_packages=settings.trusted_packages,
     )
     if not settings.collaborative:
-        return vectors
+        return vectors, None
     clicks = co_clicks(dataset.pages, dataset.split.train)
     projection, losses = fine_tune(vectors, clicks, settings=collaborative, seed=settings.seed)
     for epoch, loss in enumerate(losses, start=1):
         tracker.log({"co_click/loss": loss}, step=epoch)
-    projection.save(Path(settings.output_dir) / "projection.safetensors")
-    return projection.apply_to(vectors)
+    return projection.apply_to(vectors), projection
 
 
 def make_catalog(dataset: Dataset, vectors: np.ndarray, settings: Settings) -> tuple[Catalog, SidReport]:
@@ -99,10 +98,14 @@ def main(argv: list[str] | None = None) -> None:
     config = asdict(settings) | asdict(collaborative)
     output_dir = Path(settings.output_dir)
     with Tracker(output_dir, job_type="build_sids", config=config, project=settings.wandb_project) as tracker:
-        vectors = make_vectors(dataset, settings, collaborative, tracker)
+        vectors, projection = make_vectors(dataset, settings, collaborative, tracker)
         catalog, report = make_catalog(dataset, vectors, settings)
         tracker.log({f"sids/{name}": value for name, value in report.numbers().items()})
+    for name in (STAGE_FILE, "projection.safetensors"):
+        (output_dir / name).unlink(missing_ok=True)
     catalog.save(output_dir)
+    if projection is not None:
+        projection.save(output_dir / "projection.safetensors")
     report.save(output_dir / "sid_report.json")
     plot_codebooks(catalog.codes, catalog.codebook_sizes, output_dir / "codebooks.png")
     seconds = time.monotonic() - started
