@@ -15,6 +15,7 @@ from typing import Self
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int, Shaped
+from rich.progress import track
 
 from genrec_rl.data.events import SourceTables
 from genrec_rl.data.pages import DAY
@@ -25,7 +26,7 @@ NOTE = "The market is simulated: exposures, clicks and orders follow a known cli
 START, DAYS, SLATE = 1_700_006_400, 30, 10
 SHARPNESS, THRESHOLD = 8.0, 0.65  # of the preference curve over the cosine of interest and item
 AFFINITY_WEIGHT, POPULARITY_EXPONENT, ORDER_RATE = 4.0, 0.7, 0.6
-REQUESTS_PER_CHUNK = 1_024
+REQUESTS_PER_CHUNK, CHUNKS_WORTH_A_BAR = 1_024, 50
 
 CATEGORIES = {
     "Lighting": ("lamp", "lantern", "candle"), "Furniture": ("chair", "desk", "shelf"),
@@ -175,7 +176,8 @@ def _simulate(market: Market, n_requests: int, rng: np.random.Generator) -> pl.D
     times = np.sort(rng.integers(START, START + DAYS * DAY, size=n_requests))
     starts = range(0, n_requests, REQUESTS_PER_CHUNK)
     chunks = [slice(start, start + REQUESTS_PER_CHUNK) for start in starts]
-    slates = np.concatenate([_expose(market, users[c], times[c], rng) for c in chunks])
+    bar = track(chunks, description="Exposing slates", disable=len(chunks) < CHUNKS_WORTH_A_BAR)
+    slates = np.concatenate([_expose(market, users[c], times[c], rng) for c in bar])
     preference = market.preference_of_rows(users[:, None], slates, times[:, None])
     examined = rng.random(slates.shape) < (1.0 + np.arange(SLATE)) ** -0.5
     clicked = examined & (rng.random(slates.shape) < preference)
