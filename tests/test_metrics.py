@@ -74,9 +74,10 @@ def test_repeated_item_counts_once_at_its_best_rank():
 
 
 def test_repeated_positive_counts_once_with_its_best_gain():
-    rows, gains = np.array([[3, 4]]), [np.array([1.0, 2.0])]
-    assert metrics.recall(rows, pages([3, 3]), k=2)[0] == 1
-    assert metrics.ndcg(rows, pages([3, 3]), k=2, gains=gains)[0] == pytest.approx(1)
+    rows, gains = np.array([[4, 3]]), [np.array([1.0, 2.0, 1.0])]
+    assert metrics.recall(rows, pages([3, 3, 4]), k=1)[0] == 0.5
+    expected = (1 + 2 / math.log2(3)) / (2 + 1 / math.log2(3))
+    assert metrics.ndcg(rows, pages([3, 3, 4]), k=2, gains=gains)[0] == pytest.approx(expected)
 
 
 def test_hallucination_rate_counts_each_invalid_rank():

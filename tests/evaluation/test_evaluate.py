@@ -84,21 +84,16 @@ def test_system_against_its_twin_differs_by_nothing(good, examples, catalog):
     assert set(report.paired["two-one"]["unconstrained"].values()) == {Interval(0, 0, 0)}
 
 
-def test_shared_sid_counts_for_each_of_its_items_in_the_sid_column(make_shared, good, examples):
-    catalog, answers = make_shared
-    values = measure_requests(answers, examples[:1], catalog=catalog, popularity=POPULARITY, ks=(1,))
-    assert values["HR@1"].tolist() == [0]
-    assert values["HR_sid@1"].tolist() == [1]
-
-
-@pytest.fixture
-def make_shared(catalog):
-    # rows 2 and 0 share SID (0, 0), which means row 0, the more popular
+@pytest.mark.parametrize(("proposed", "wanted"), [(0, 2), (2, 0)])
+def test_shared_sid_counts_for_each_of_its_items_in_the_sid_column(proposed, wanted, catalog, examples):
     codes = catalog.codes.copy()
     codes[2] = codes[0]
     shared = replace(catalog, codes=codes)
-    answers = Predictions("x", "constrained", np.array([[0]]), np.array([[[0, 0]]]), np.zeros((1, 1)))
-    return shared, answers
+    request = replace(examples[0], items=np.array([wanted, 5]))
+    answers = Predictions("x", "constrained", np.array([[proposed]]), codes[[[proposed]]], np.zeros((1, 1)))
+    values = measure_requests(answers, [request], catalog=shared, popularity=POPULARITY, ks=(1,))
+    assert values["HR@1"].tolist() == [0]
+    assert values["HR_sid@1"].tolist() == [1]
 
 
 def test_unique_sids_need_no_sid_column(good, examples, catalog):
