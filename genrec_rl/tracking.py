@@ -47,7 +47,7 @@ def require_stage(folder: str | Path, *, stage: str, command: str) -> Path:
 
 
 def stage_key(settings: Any, inputs: Mapping[str, str | Path]) -> str:
-    """Digest of a stage's settings and of the stages it reads: equal keys mean the work is done."""
+    """Digest of a stage's settings and of the stages it reads: what a later stage was made from."""
     plain = {k: v for k, v in _plain(settings).items() if k != "output_dir"}
     upstream = {name: _stage_digest(Path(folder)) for name, folder in sorted(inputs.items())}
     return _digest({"settings": plain, "inputs": upstream})
@@ -69,12 +69,6 @@ def finish_stage(
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2, default=str) + "\n")
     part.replace(path)
-
-
-def is_finished(output_dir: str | Path, *, settings: Any, inputs: Mapping[str, str | Path]) -> bool:
-    """Whether the folder holds this very stage: same settings, same inputs."""
-    path = Path(output_dir) / STAGE_FILE
-    return path.is_file() and json.loads(path.read_text())["key"] == stage_key(settings, inputs)
 
 
 def _stage_digest(folder: Path) -> str:

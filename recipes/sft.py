@@ -32,6 +32,9 @@ class Settings:
     separator: str = field(default="item", metadata={"help": "item | page | none"})
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
     target: str = field(default="page", metadata={"help": "page (eq. 3 and 4) | item (vanilla NTP)"})
+    packing_pages: str = field(
+        default="user_tree", metadata={"help": "user_tree: a user's history once; none: one row a page"}
+    )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
     lora: dict | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     from genrec_rl.models.policy import BackboneSize, create_policy
     from genrec_rl.models.prompts import PromptGrammar
     from genrec_rl.sft.callbacks import TrackerCallback, use_progress_bar
-    from genrec_rl.sft.rows import build_rows
+    from genrec_rl.sft.packing import pack
     from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
     from genrec_rl.sids.catalog import Catalog
 
@@ -68,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         residual_dropout=settings.residual_dropout,
         seed=args.seed,
     )
+    valid = dataset.examples("valid", max_history=settings.max_history)
     target = {"target": settings.target, "max_items": settings.max_page_items, "max_exposed": settings.max_exposed}
-    train, valid = (dataset.examples(split, max_history=settings.max_history) for split in ("train", "valid"))
+    rows, collator = pack(dataset, policy, packing=settings.packing_pages, **target)
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group,
@@ -77,8 +81,9 @@ def main(argv: list[str] | None = None) -> None:
         trainer = PageSFTTrainer(
             model=policy.model,
             args=args,
-            train_dataset=build_rows(train, policy.prompts, **target),
-            eval_dataset=build_rows(valid, policy.prompts, **target),
+            train_dataset=rows["train"],
+            eval_dataset=rows["valid"],
+            data_collator=collator,
             processing_class=policy.tokenizer,
             peft_config=lora_config(settings.lora),
             callbacks=[TrackerCallback(tracker)],

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from genrec_rl.errors import ConfigError
 
+TRUNK, PADDING = -1, -2
+"""Owners of a place that are no branch."""
+
 
 def tree_positions(is_prompt_BP: Bool[Tensor, "B P"], *, n_branches: int, width: int) -> Int[Tensor, "B S"]:
     """Return position ids: each branch of ``width`` places goes on where its own prompt ends."""
@@ -23,20 +26,35 @@ def tree_positions(is_prompt_BP: Bool[Tensor, "B P"], *, n_branches: int, width:
     return torch.cat([prompt, prompt[:, -1:] + branch], dim=1)
 
 
-def tree_mask(is_prompt_BP: Bool[Tensor, "B P"], *, n_branches: int, width: int) -> Bool[Tensor, "B 1 S S"]:
-    """Return who may look at whom (True = may): the prompt's real places so far, and a branch's own past.
+def tree_layout(
+    is_prompt_BP: Bool[Tensor, "B P"], *, n_branches: int, width: int
+) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"]]:
+    """Return owner and trunk limit (see ``tree_mask``) of branches that all hang at the prompt's end."""
+    n_rows, n_prompt = is_prompt_BP.shape
+    device = is_prompt_BP.device
+    branches = torch.arange(n_branches, device=device).repeat_interleave(width)
+    owner = torch.cat([torch.where(is_prompt_BP, TRUNK, PADDING), branches.expand(n_rows, -1)], dim=1)
+    limit = torch.arange(1, n_prompt + 1, device=device)
+    limit = torch.cat([limit, torch.full_like(branches, n_prompt)])
+    return owner, limit.expand(n_rows, -1)
 
-    The diagonal is always True: a padded place that sees nothing would be NaN in SDPA.
+
+def tree_mask(owner_BS: Int[Tensor, "B S"], limit_BS: Int[Tensor, "B S"]) -> Bool[Tensor, "B 1 S S"]:
+    """Return who may look at whom (True = may): the trunk up to a limit, and a branch's own past.
+
+    Every place looks at itself, padding too: one that saw nothing would be NaN in SDPA.
+
+    Args:
+        owner_BS: branch that a place belongs to, or TRUNK, or PADDING, which nobody sees.
+        limit_BS: how many leading places of the row a place may look at, as far as they are trunk; for a trunk
+            place, the places up to itself.
     """
-    n_prompt = is_prompt_BP.shape[1]
-    total = n_prompt + n_branches * width
-    place = torch.arange(total, device=is_prompt_BP.device)
-    owner = torch.where(place < n_prompt, -1, (place - n_prompt) // max(width, 1))
-    shares = (owner[None, :] == -1) | (owner[:, None] == owner[None, :])
-    allowed = shares & (place[:, None] >= place[None, :])
-    is_real = torch.cat([is_prompt_BP, is_prompt_BP.new_ones(len(is_prompt_BP), total - n_prompt)], dim=1)
-    mask = allowed[None] & is_real[:, None, :]
-    return (mask | torch.eye(total, dtype=torch.bool, device=place.device)).unsqueeze(1)
+    place = torch.arange(owner_BS.shape[1], device=owner_BS.device)
+    query, key = owner_BS[:, :, None], owner_BS[:, None, :]
+    sees_trunk = (key == TRUNK) & (place[None, None, :] < limit_BS[:, :, None]) & (query != PADDING)
+    sees_own = (query == key) & (query >= 0) & (place[:, None] >= place[None, :])
+    itself = torch.eye(len(place), dtype=torch.bool, device=place.device)
+    return (sees_trunk | sees_own | itself).unsqueeze(1)
 
 
 def as_attention_mask(model: Any, mask: Bool[Tensor, "B 1 Q K"], dtype: torch.dtype) -> Tensor:
@@ -73,7 +91,7 @@ def branch_log_probs(
     width = n_tokens - 1
     inputs = torch.cat([prompt_ids_BP, branches_BGC[:, :, :-1].reshape(n_rows, -1)], dim=1)
     network = unwrap(model)
-    mask = tree_mask(is_prompt_BP, n_branches=n_branches, width=width)
+    mask = tree_mask(*tree_layout(is_prompt_BP, n_branches=n_branches, width=width))
     logits = model(
         input_ids=inputs,
         attention_mask={"full_attention": as_attention_mask(network, mask, network.dtype)},

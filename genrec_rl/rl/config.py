@@ -41,13 +41,13 @@ class GRPOSRConfig(GRPOConfig):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         group = self.num_generations or 0
-        if self.per_device_train_batch_size % max(group, 1) or group < 2:
+        if group < 2 or self.per_device_train_batch_size % group:
             raise ConfigError(
                 f"per_device_train_batch_size {self.per_device_train_batch_size} must be a multiple of "
                 f"num_generations {group} (at least 2): a rollout group lives on one device"
             )
+        super().__post_init__()
         if self.nll_coef < 0:
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or positive")
         if self.nll_reduction not in ("sum", "mean"):

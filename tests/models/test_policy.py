@@ -100,7 +100,7 @@ def test_truncated_weights_are_refused(policy, catalog, tmp_path):
 
 
 def test_empty_folder_is_no_policy(catalog, tmp_path):
-    with pytest.raises(ConfigError, match="recipes/sft.py makes one"):
+    with pytest.raises(ConfigError, match=r"recipes/sft\.py makes one"):
         load_policy(tmp_path, catalog=catalog)
 
 
@@ -111,5 +111,5 @@ def test_plain_language_model_is_no_policy(catalog, tmp_path):
 
 
 def test_backbone_that_is_absent_is_named(catalog):
-    with pytest.raises(ConfigError, match="nowhere.*Qwen2 checkpoint"):
+    with pytest.raises(ConfigError, match=r"nowhere.*Qwen2 checkpoint"):
         create_policy(catalog, grammar=PromptGrammar(), backbone="nowhere")

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.models.prefix_tree import as_attention_mask, branch_log_probs, tree_mask, tree_positions
+from genrec_rl.models.prefix_tree import as_attention_mask, branch_log_probs, tree_layout, tree_mask, tree_positions
 from tests.fixtures import make_context
 
 
@@ -13,7 +13,7 @@ def test_branches_continue_their_own_prompt():
 
 
 def test_branch_sees_the_prompt_and_itself_only():
-    mask = tree_mask(torch.tensor([[False, True]]), n_branches=2, width=2)[0, 0]
+    mask = tree_mask(*tree_layout(torch.tensor([[False, True]]), n_branches=2, width=2))[0, 0]
     assert mask.int().tolist() == [
         [1, 0, 0, 0, 0, 0],  # padding sees itself, or SDPA would give NaN
         [0, 1, 0, 0, 0, 0],
@@ -21,6 +21,19 @@ def test_branch_sees_the_prompt_and_itself_only():
         [0, 1, 1, 1, 0, 0],
         [0, 1, 0, 0, 1, 0],
         [0, 1, 0, 0, 1, 1],
+    ]
+
+
+def test_branches_may_hang_anywhere_along_the_trunk():
+    owner = torch.tensor([[-1, -1, -1, 0, 1, -2]])
+    limit = torch.tensor([[1, 2, 3, 1, 3, 0]])
+    assert tree_mask(owner, limit)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+        [1, 1, 1, 0, 1, 0],
+        [0, 0, 0, 0, 0, 1],
     ]
 
 

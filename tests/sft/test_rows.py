@@ -20,7 +20,9 @@ def test_page_row_is_prompt_then_the_pages_positives(policy):
 
 
 def test_item_rows_repeat_the_prompt_for_each_positive(policy):
-    rows = build_rows([make_example([0], [1], [5]), make_example([2], [3])], policy.prompts, target="item", max_items=9)
+    rows = build_rows(
+        [make_example([0], [1], [5]), make_example([2], [3])], policy.prompts, target="item", max_items=9
+    )
     expected = [policy.prompts.answer(np.array([i])).tolist() for i in (1, 5, 3)]
     assert answers(rows) == expected
 

@@ -1,0 +1,67 @@
+"""The private methods of TRL and transformers that genrec_rl overrides or calls, by signature."""
+
+import inspect
+
+import pytest
+import trl
+from trl import GRPOTrainer, SFTTrainer
+from trl.models import unwrap_model_for_generation
+from trl.trainer.grpo_trainer import shuffle_sequence_dict, split_tensor_dict
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_version_is_the_one_that_was_read():
+    assert trl.__version__.startswith("1.16.")
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        ("_generate_and_score_completions", ["self", "inputs"]),
+        ("_compute_loss", ["self", "model", "inputs"]),
+        ("_prepare_inputs", ["self", "generation_batch"]),
+        ("log", ["self", "logs", "start_time"]),
+    ],
+)
+def test_overridden_grpo_methods_keep_their_signatures(method, expected):
+    assert parameters(getattr(GRPOTrainer, method)) == expected
+
+
+def test_scoring_method_begins_with_what_is_used():
+    found = parameters(GRPOTrainer._get_per_token_logps_and_entropies)
+    expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert found[:8] == [*expected, "compute_entropy", "compute_aux_loss"]
+
+
+@pytest.mark.parametrize("trainer", [GRPOTrainer, SFTTrainer])
+def test_evaluation_loop_keeps_its_signature(trainer):
+    expected = ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"]
+    assert parameters(trainer.evaluation_loop) == expected
+
+
+def test_rollouts_are_asked_for_with_prompts_and_trainer():
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "self.rollout_func(prompts, self)" in source
+    assert '{"prompt_ids", "completion_ids", "logprobs"}' in source
+
+
+def test_rewards_are_gathered_inside_the_overridden_method():
+    assert "rewards_per_func = gather(rewards_per_func)" in inspect.getsource(GRPOTrainer._calculate_rewards)
+
+
+def test_buffered_rows_are_permuted_and_split_along_their_first_axis():
+    assert parameters(shuffle_sequence_dict) == ["seq_dict"]
+    assert parameters(split_tensor_dict) == ["tensor_dict", "num_chunks"]
+
+
+def test_policy_loss_is_scaled_for_accumulation_by_the_trainer_itself():
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert "self.current_gradient_accumulation_steps if mode" in source
+
+
+def test_unwrapping_takes_model_and_accelerator():
+    assert parameters(unwrap_model_for_generation)[:2] == ["model", "accelerator"]

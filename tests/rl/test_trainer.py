@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch
+
+from genrec_rl.decoding.beam_search import BeamRecommender, beam_search
+from genrec_rl.decoding.validation import Validation
+from genrec_rl.errors import ConfigError
+from genrec_rl.rewards.gates import SidPrefixGate
+from genrec_rl.rl.config import GRPOSRConfig
+from genrec_rl.rl.rollouts import RolloutScorer, sample_positives
+from genrec_rl.rl.selection import keep_best
+from genrec_rl.rl.trainer import GRPOSRTrainer
+from genrec_rl.types import NO_ITEM
+from tests.fixtures import make_policy
+from tests.models.test_prefix_tree import one_by_one
+
+G = 4
+
+
+class RewardByRow:
+    """Row r earns (r + 1) / 20."""
+
+    fingerprint = "by row"
+
+    def score(self, contexts, candidates):
+        return ((candidates + 1) / 20).astype(np.float32)
+
+
+def make_trainer(policy, catalog, examples, tmp_path, *, gate=None, validation=None, **settings):
+    defaults = dict(
+        output_dir=str(tmp_path), num_generations=G, per_device_train_batch_size=G, gradient_accumulation_steps=1,
+        learning_rate=0.1, optim="sgd", max_grad_norm=1e9, lr_scheduler_type="constant", max_steps=1, report_to="none",
+        logging_steps=1, save_strategy="no", use_cpu=True, seed=0, disable_tqdm=True, nll_coef=0.3,
+    )  # fmt: skip
+    return GRPOSRTrainer(
+        policy,
+        args=GRPOSRConfig(**defaults | settings),
+        examples=examples,
+        scorer=RolloutScorer(RewardByRow(), gate, catalog),
+        validation=validation,
+    )
+
+
+def hand_written_loss(policy, catalog, examples, *, gate, alpha, anchor=True):
+    """Equation 8 with loops: one row per rollout, one row per positive."""
+    terms = []
+    for example in examples:
+        prompt = policy.prompts.prompt(example.context)
+        ids, is_prompt = policy.prompts.batch([prompt])
+        tokens, _ = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=G)
+        rows = catalog.rows_of(policy.vocab.codes(tokens))[0]
+        rewards = torch.tensor([0.0 if row == NO_ITEM else (row + 1) / 20 for row in rows.tolist()])
+        if gate is not None:
+            shared = gate.similarity([example.context], rows.clamp(min=0).numpy()[None], [example.positives])[0]
+            rewards = rewards * torch.tensor(shared > gate.tau)
+        hits = torch.tensor([row in example.positives for row in rows.tolist()])
+        if anchor:
+            rewards = torch.where(hits, rewards.max(), rewards)
+        advantages = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+        log_probs = one_by_one(policy.model, [prompt], tokens)[0]
+        ratio = (log_probs - log_probs.detach()).exp()
+        policy_term = -(ratio.mean(-1) * advantages).mean()
+        answers = torch.from_numpy(policy.prompts.answer(example.positives)).view(1, -1, 3)
+        nll = -one_by_one(policy.model, [prompt], answers)[0].sum(-1).mean()
+        terms.append(policy_term + alpha * nll)
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_loss_and_gradient_equal_a_hand_written_equation_8(catalog, examples, tmp_path, gated):
+    gate = SidPrefixGate(catalog) if gated else None
+    policy, twin = make_policy(catalog), make_policy(catalog)
+    trainer = make_trainer(policy, catalog, examples, tmp_path, gate=gate, per_device_train_batch_size=G * 6)
+    policy.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # set by train()
+    batch = [row for i in range(len(examples)) for row in [trainer.train_dataset[i]] * G]
+    inputs = trainer._prepare_inputs(batch)
+    loss = trainer.compute_loss(policy.model, inputs)
+    loss.backward()
+    expected = hand_written_loss(twin, catalog, examples, gate=gate, alpha=0.3)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    for (name, found), wanted in zip(policy.model.named_parameters(), twin.model.parameters(), strict=True):
+        assert torch.allclose(found.grad, wanted.grad, atol=1e-5), name
+
+
+def updated_weights(catalog, examples, tmp_path, **settings) -> torch.Tensor:
+    policy = make_policy(catalog)
+    make_trainer(policy, catalog, examples, tmp_path, **settings).train()
+    return torch.cat([weights.detach().flatten() for weights in policy.model.parameters()])
+
+
+def test_accumulating_gradients_gives_the_update_of_one_batch(catalog, examples, tmp_path):
+    examples = (examples * 2)[:8]
+    whole = updated_weights(catalog, examples, tmp_path, per_device_train_batch_size=8 * G)
+    parts = updated_weights(
+        catalog, examples, tmp_path, per_device_train_batch_size=G, gradient_accumulation_steps=8
+    )
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert not torch.allclose(whole, torch.cat([w.detach().flatten() for w in make_policy(catalog).model.parameters()]))
+
+
+@pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
+def test_one_update_per_batch_makes_loss_types_equal(catalog, examples, tmp_path, loss_type):
+    settings = dict(per_device_train_batch_size=6 * G)
+    reference = updated_weights(catalog, examples, tmp_path, loss_type="grpo", **settings)
+    assert torch.allclose(
+        updated_weights(catalog, examples, tmp_path, loss_type=loss_type, **settings), reference, atol=1e-5
+    )
+
+
+def test_several_iterations_and_a_kl_leash_run(catalog, examples, tmp_path):
+    policy = make_policy(catalog)
+    policy.save_pretrained(tmp_path / "start")
+    policy.model.config._name_or_path = str(tmp_path / "start")
+    trainer = make_trainer(
+        policy, catalog, examples, tmp_path, beta=0.1, num_iterations=2, max_steps=4, per_device_train_batch_size=2 * G
+    )
+    trainer.train()
+    assert all(np.isfinite(row["kl"]) for row in trainer.state.log_history if "kl" in row)
+
+
+def test_logs_hold_every_stage_and_no_constant_noise(catalog, examples, tmp_path):
+    trainer = make_trainer(make_policy(catalog), catalog, examples, tmp_path, per_device_train_batch_size=2 * G)
+    trainer.train()
+    row = trainer.state.log_history[0]
+    expected = {"reward/raw", "reward/gated", "reward/anchored", "rollout/hallucination_rate", "nll", "entropy"}
+    expected |= {"rollout/gate_pass_rate", "rollout/positive_in_group_rate", "rollout/zero_advantage_share"}
+    assert expected <= row.keys()
+    assert not [name for name in row if name.startswith(("completions/", "clip_ratio/"))]
+    assert trainer.rollout_table([f"title {i}" for i in range(12)])
+
+
+def test_evaluation_recommends_and_a_useless_run_keeps_its_start(catalog, examples, tmp_path):
+    policy = make_policy(catalog)
+    policy.save_pretrained(tmp_path / "start")
+    validation = Validation(examples, BeamRecommender(policy, catalog=catalog), beams=10)
+    trainer = make_trainer(
+        policy, catalog, examples, tmp_path, validation=validation, eval_strategy="steps", eval_steps=1,
+        eval_on_start=True, learning_rate=0.0, per_device_train_batch_size=2 * G,
+    )  # fmt: skip
+    trainer.train()
+    evaluations = [row for row in trainer.state.log_history if "eval_ndcg@10" in row]
+    assert [row["step"] for row in evaluations] == [0, 1]
+    kept, verdict = keep_best(trainer, policy, start_dir=tmp_path / "start", catalog=catalog)
+    assert kept is not policy
+    assert "the start is kept" in verdict
+
+
+def test_long_pages_are_sampled_not_cut(policy, examples):
+    (page,) = [example for example in examples if len(example.positives) == 3]
+    drawn = set()
+    for step in range(30):
+        tokens, is_positive = sample_positives([page], policy.prompts, limit=2, seed=[step])
+        assert is_positive.tolist() == [[True, True]]
+        drawn |= {tuple(sid) for sid in tokens[0].tolist()}
+    assert drawn == {tuple(sid) for sid in policy.prompts.answer(page.positives).reshape(-1, 3).tolist()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"per_device_train_batch_size": G + 1}, "multiple of num_generations"),
+        ({"nll_coef": -1.0}, "nll_coef is -1.0"),
+        ({"nll_reduction": "max"}, "nll_reduction 'max'"),
+        ({"max_positives": 0}, "max_positives is 0"),
+        ({"mask_truncated_completions": True}, "mask every SID"),
+        ({"temperature": 0.5}, "leave it at 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tmp_path, settings, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
+        GRPOSRConfig(**{"output_dir": str(tmp_path), "num_generations": G, "use_cpu": True} | settings)

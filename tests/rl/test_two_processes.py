@@ -1,0 +1,25 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+def launch(processes: int, folder) -> dict:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    command += ["--master_port", "0", "--standalone", "-m", "tests.rl.two_processes", str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": os.getcwd()}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return json.loads((folder / f"world{processes}.json").read_text())
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_rewards_and_the_update_of_one(tmp_path):
+    one, two = launch(1, tmp_path), launch(2, tmp_path)
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["logs"] == pytest.approx(one["logs"], abs=1e-5)
+    weights = [torch.load(tmp_path / f"world{n}.pt", weights_only=True) for n in (1, 2)]
+    assert torch.allclose(*weights, atol=1e-5)

@@ -1,0 +1,34 @@
+"""One GRPO-SR update on hand-made pages; run by 1 or 2 processes, which must agree. Writes what rank 0 saw."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.fixtures import make_catalog, make_example, make_policy
+from tests.rl.test_trainer import G, make_trainer
+
+
+def main(folder: Path) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    catalog = make_catalog()
+    examples = [make_example([i, 11 - i], [(3 * i) % 12]) for i in range(8)]
+    policy = make_policy(catalog)
+    trainer = make_trainer(policy, catalog, examples, folder, per_device_train_batch_size=8 * G // world)
+    trainer.train()
+    row = next(row for row in trainer.state.log_history if "reward/raw" in row)
+    weights = torch.cat([w.detach().flatten() for w in policy.model.parameters()])
+    if trainer.accelerator.num_processes > 1:
+        everyone = trainer.accelerator.gather(weights[None])
+        assert everyone[0].equal(everyone[1]), "the two ranks ended with different weights"
+    if trainer.accelerator.is_main_process:
+        found = {name: value for name, value in row.items() if name.startswith(("reward", "rollout", "nll"))}
+        record = {"processes": trainer.accelerator.num_processes, "logs": found}
+        (folder / f"world{world}.json").write_text(json.dumps(record))
+        torch.save(weights, folder / f"world{world}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
