@@ -18,6 +18,8 @@ from torchmetrics.functional.classification import binary_calibration_error
 from genrec_rl.errors import DataError
 from genrec_rl.types import Interval
 
+_EPSILON = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -118,18 +120,19 @@ def weighted_auc(
     return np.array(aucs)
 
 
-def calibration_quality(logits: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> Calibration:
-    """Compare sigmoid(logits) with what was observed; both labels must occur."""
-    logits = logits.astype(np.float64)
-    probabilities = 1 / (1 + np.exp(-logits))
+def calibration_quality(probabilities: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> Calibration:
+    """Compare predictions with what was observed; both labels must occur.
+
+    Slope and intercept recalibrate the log-odds of the predictions, cut at 1e-6 from 0 and 1.
+    """
+    probabilities = np.clip(probabilities.astype(np.float64), _EPSILON, 1 - _EPSILON)
     base_rate = float(labels.mean())
-    slope, intercept = _recalibrate(logits, labels)
-    ece = binary_calibration_error(
-        torch.from_numpy(probabilities), torch.from_numpy(labels.astype(np.int64)), n_bins=15, norm="l1"
-    )
+    slope, intercept = _recalibrate(np.log(probabilities / (1 - probabilities)), labels)
+    observed = torch.from_numpy(labels.astype(np.int64))
+    ece = binary_calibration_error(torch.from_numpy(probabilities), observed, n_bins=15, norm="l1")
     return Calibration(
-        log_loss=float((np.logaddexp(0, logits) - labels * logits).mean()),
-        base_log_loss=-(base_rate * np.log(base_rate) + (1 - base_rate) * np.log(1 - base_rate)),
+        log_loss=_log_loss(probabilities, labels),
+        base_log_loss=_log_loss(np.full(len(labels), base_rate), labels),
         ece=float(ece),
         ece_equal_mass=equal_mass_ece(probabilities, labels, n_bins=15),
         slope=slope,
@@ -175,6 +178,10 @@ def fit_platt(logits: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) 
             f"{len(labels)} held-out candidates; train longer or on more pages"
         )
     return slope, intercept
+
+
+def _log_loss(probabilities: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> float:
+    return float(-(labels * np.log(probabilities) + (1 - labels) * np.log(1 - probabilities)).mean())
 
 
 def _recalibrate(logits: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> tuple[float, float]:

@@ -5,7 +5,7 @@ so they flatter the model. Test pages stay closed: a reward model that saw them 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,26 +21,30 @@ from reward_models.sim.model import Histories, ItemTables, SIMConfig, SIMNetwork
 from reward_models.sim.reward import SIM, predict_logits
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FitSettings:
-    """How a SIM is trained. ``alpha`` and ``beta`` weigh L_GSU and L_ESU."""
+    """How a SIM is trained."""
 
-    epochs: int = 20
-    patience: int = 3
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    alpha: float = 1.0
-    beta: float = 1.0
-    negatives_per_positive: int = 2
-    popular_share: float = 0.5
+    epochs: int = field(default=5, metadata={"help": "at most; the learning rate falls to 0 over them"})
+    patience: int = field(default=2, metadata={"help": "epochs without a better GAUC before stopping"})
+    batch_size: int = field(default=32, metadata={"help": "pages per step"})
+    learning_rate: float = field(default=5e-3, metadata={"help": "AdamW's, at the start"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's"})
+    alpha: float = field(default=1.0, metadata={"help": "weight of the soft search's own task"})
+    beta: float = field(default=1.0, metadata={"help": "weight of the click prediction"})
+    negatives_per_positive: int = field(default=1, metadata={"help": "drawn items per positive"})
+    popular_share: float = field(default=0.5, metadata={"help": "share of them drawn by popularity"})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"SIM: {name} {getattr(self, name)} must be at least 1")
-        if self.learning_rate <= 0:
-            raise ConfigError(f"SIM: learning_rate {self.learning_rate} must be above 0")
+        for name in ("weight_decay", "alpha", "negatives_per_positive"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"SIM: {name} {getattr(self, name)} must be at least 0")
+        for name in ("learning_rate", "beta"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"SIM: {name} {getattr(self, name)} must be above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +113,12 @@ def sid_search_keys(catalog: Catalog) -> Int[np.ndarray, " n"]:
     return catalog.codes[:, 0].astype(np.int64)
 
 
+def category_search_keys(categories: Sequence[str | None]) -> Int[np.ndarray, " n"]:
+    """Number the categories; an item without one matches only items without one."""
+    known = {category: number for number, category in enumerate(dict.fromkeys(categories))}
+    return np.array([known[category] for category in categories], dtype=np.int64)
+
+
 def halve_users(examples: Sequence[Example], *, seed: int) -> tuple[list[Example], list[Example]]:
     """Divide pages by user into tuning and report pages, so that no user is in both."""
     pages = [examples[i] for i in range(len(examples))]
@@ -134,8 +144,10 @@ def _train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best_gauc, best_epoch, best_weights = -np.inf, 0, network.state_dict()
     n_batches = -(-len(train) // settings.batch_size)
+    n_steps = settings.epochs * n_batches
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=n_steps)
     with _progress() as progress:
-        task = progress.add_task("SIM", total=settings.epochs * n_batches, note="")
+        task = progress.add_task("SIM", total=n_steps, note="")
         for number in range(1, settings.epochs + 1):
             rng = np.random.default_rng([seed, 0, number])
             losses = []
@@ -147,6 +159,7 @@ def _train(
                     negatives_per_positive=settings.negatives_per_positive,
                 )
                 losses.append(_step(network, optimizer, candidates, settings))
+                schedule.step()
                 progress.advance(task)
             epoch = Epoch(number, float(np.mean(losses)), _mean_gauc(network, judged))
             if not np.isfinite(epoch.loss):
@@ -158,7 +171,7 @@ def _train(
             if on_epoch is not None:
                 on_epoch(epoch)
             if number - best_epoch >= settings.patience:
-                progress.update(task, completed=settings.epochs * n_batches)
+                progress.update(task, completed=n_steps)
                 break
     network.load_state_dict(best_weights)
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -87,8 +88,7 @@ class SIM(RewardModel):
                 f"{catalog.fingerprint[:12]}; train it again with `python recipes/train_reward.py`"
             )
         weights = safetensors.torch.load(files[_WEIGHTS])
-        config = SIMConfig(**values["config"] | {"hidden": tuple(values["config"]["hidden"])})
-        network = SIMNetwork(_tables_of(weights), config)
+        network = SIMNetwork(_tables_of(weights), SIMConfig(**values["config"]))
         network.load_state_dict(weights)
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"SIM: device '{device}' is not available here; use device: cpu")
@@ -103,7 +103,7 @@ class SIM(RewardModel):
         config = {
             "model": "SIM",
             "format": _FORMAT,
-            "config": self.network.config.to_dict(),
+            "config": asdict(self.network.config),
             "catalog_fingerprint": self.catalog_fingerprint,
             "slope": self.slope,
             "intercept": self.intercept,
@@ -122,7 +122,7 @@ def predict_logits(
     """Return a network's log-odds, as many requests at a time as fit in ``_MAX_CELLS``. Leaves it in eval mode."""
     network.eval()
     device, max_history = network.search_keys.device, network.config.max_history
-    rows_PG = torch.from_numpy(np.asarray(candidates, dtype=np.int64)).to(device)
+    rows_PG = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int64)).to(device)
     size = max(1, _MAX_CELLS // max(1, candidates.shape[1] * max_history))
     parts = [torch.empty(0, candidates.shape[1], device=device)]
     for start in range(0, len(contexts), size):

@@ -75,10 +75,14 @@ def test_equal_mass_ece_by_hand():
     )
 
 
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits))
+
+
 def draw(n, *, slope=1.0, intercept=0.0):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=n)
-    is_positive = rng.random(n) < 1 / (1 + np.exp(-(slope * logits + intercept)))
+    is_positive = rng.random(n) < sigmoid(slope * logits + intercept)
     return logits, is_positive.astype(float)
 
 
@@ -89,7 +93,8 @@ def test_platt_finds_the_slope_and_intercept_that_made_the_labels():
 
 
 def test_true_probabilities_are_calibrated():
-    quality = calibration_quality(*draw(100_000))
+    logits, labels = draw(100_000)
+    quality = calibration_quality(sigmoid(logits), labels)
     assert quality.ece < 0.01
     assert quality.ece_equal_mass < 0.01
     assert quality.slope == pytest.approx(1, abs=0.03)
@@ -98,21 +103,25 @@ def test_true_probabilities_are_calibrated():
 
 def test_overconfident_probabilities_show_in_slope_and_ece():
     logits, labels = draw(100_000)
-    quality = calibration_quality(3 * logits, labels)
+    quality = calibration_quality(sigmoid(3 * logits), labels)
     assert quality.slope == pytest.approx(1 / 3, abs=0.02)
     assert quality.ece > 0.1
 
 
 def test_promising_twice_too_much_has_copc_one_half():
-    quality = calibration_quality(np.zeros(8), np.array([1.0, 1, 0, 0, 0, 0, 0, 0]))
+    quality = calibration_quality(np.full(8, 0.5), np.array([1.0, 1, 0, 0, 0, 0, 0, 0]))
     assert quality.copc == 0.5
     assert quality.base_rate == 0.25
 
 
+def test_certain_and_wrong_predictions_have_a_finite_log_loss():
+    assert np.isfinite(calibration_quality(np.array([0.0, 1, 1]), np.array([1.0, 1, 0])).log_loss)
+
+
 def test_log_losses_agree_with_scikit_learn():
     logits, labels = draw(500)
-    quality = calibration_quality(logits, labels)
-    assert quality.log_loss == pytest.approx(log_loss(labels, 1 / (1 + np.exp(-logits))))
+    quality = calibration_quality(sigmoid(logits), labels)
+    assert quality.log_loss == pytest.approx(log_loss(labels, sigmoid(logits)))
     assert quality.base_log_loss == pytest.approx(log_loss(labels, np.full(500, labels.mean())))
 
 

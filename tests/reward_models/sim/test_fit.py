@@ -1,3 +1,4 @@
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,7 +7,13 @@ import pytest
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import Action, Context, Example
 from reward_models.candidates import NegativeSampler
-from reward_models.sim.fit import FitSettings, fit_sim, halve_users, sid_search_keys
+from reward_models.sim.fit import (
+    FitSettings,
+    category_search_keys,
+    fit_sim,
+    halve_users,
+    sid_search_keys,
+)
 from reward_models.sim.model import SIMConfig
 
 N_ITEMS = 12
@@ -16,7 +23,7 @@ CATALOG = SimpleNamespace(
     fingerprint="f" * 64,
 )
 SAMPLER = NegativeSampler(np.ones(N_ITEMS, dtype=int), popular_share=0.5)
-CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=(16,), dropout=0.1)
+CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=[16], dropout=0.1)
 SETTINGS = FitSettings(epochs=4, batch_size=8, learning_rate=0.03, negatives_per_positive=2)
 
 
@@ -42,7 +49,7 @@ def fit(seed=0, on_epoch=None, train=None, **changes):
         catalog=CATALOG,
         sampler=SAMPLER,
         search_keys=sid_search_keys(CATALOG),
-        config=SIMConfig(**{f: getattr(CONFIG, f) for f in CONFIG.__slots__} | changes),
+        config=dataclasses.replace(CONFIG, **changes),
         settings=SETTINGS,
         seed=seed,
         on_epoch=on_epoch,
@@ -71,6 +78,10 @@ def test_the_epoch_of_highest_gauc_is_kept_and_reported():
 
 def test_search_keys_are_first_codes():
     np.testing.assert_array_equal(sid_search_keys(CATALOG), np.arange(N_ITEMS) % 2)
+
+
+def test_equal_categories_have_equal_keys():
+    np.testing.assert_array_equal(category_search_keys(["War", None, "War", "Comedy", None]), [0, 1, 0, 2, 1])
 
 
 def test_halves_share_no_user_and_lose_no_page():

@@ -18,7 +18,7 @@ from reward_models.sim.model import (
 )
 
 CPU = torch.device("cpu")
-CONFIG = SIMConfig(dim=8, n_heads=2, top_k=2, n_short=2, max_history=6, hidden=(16,), dropout=0.0)
+CONFIG = SIMConfig(dim=8, n_heads=2, top_k=2, n_short=2, max_history=6, hidden=[16], dropout=0.0)
 
 
 def context(items, times=None, *, time=1_000):

@@ -13,7 +13,7 @@ from reward_models.sim import SIM
 from reward_models.sim import reward as reward_module
 from reward_models.sim.model import ItemTables, SIMConfig, SIMNetwork
 
-CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=(16,))
+CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=[16])
 
 
 def sim(seed=0, slope=1.0, intercept=0.0, **changes):
