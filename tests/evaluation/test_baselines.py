@@ -53,17 +53,28 @@ def test_counts_go_forward_only():
 
 
 def test_older_items_count_less_in_fitting_and_in_serving():
-    # 1 followed history (0, 4): the newest, 4, gets 1, and 0 gets .5
-    fitted = Cooccurrence.fit([page([0, 4], [1])], COUNTS, codes=CODES, decay=0.5)
-    one, two = fitted.recommend([context(0), context(4)], k=1).log_probs_PG[:, 0].exp().tolist()
-    assert one == pytest.approx(1, abs=1e-4)
-    assert two == pytest.approx(1, abs=1e-4)
-    both = [page([0, 4], [1]), page([0], [3])]  # after 0: 3 counts 1, 1 counts .5
-    fitted = Cooccurrence.fit(both, COUNTS, codes=CODES, decay=0.5)
+    # after 0: 3 counts 1, 1 counts .5 (from two steps back); after 4: 1 counts 1
+    pages = [page([0, 4], [1]), page([0], [3])]
+    fitted = Cooccurrence.fit(pages, COUNTS, codes=CODES, decay=0.5)
     assert rows(fitted, context(0), k=2) == [[3, 1]]
     assert rows(fitted, context(0, 4), k=2) == [[1, 3]]  # 1 * 1 + .5 * .5 against .5 * 1
     share = fitted.recommend([context(0, 4)], k=2).log_probs_PG[0, 0].item()
     assert share == pytest.approx(math.log(1.25 / 1.75), abs=1e-4)
+
+
+def test_items_of_a_page_follow_one_another():
+    fitted = Cooccurrence.fit([page([0], [3, 4])], COUNTS, codes=CODES, decay=0.5)
+    assert rows(fitted, context(3), k=1) == [[4]]
+    assert rows(fitted, context(0), k=2) == [[3, 4]]  # 3 one step on, 4 two
+    assert rows(fitted, context(4), k=1) == [[1]]  # nothing follows 4
+
+
+def test_pair_of_the_history_is_not_counted_again():
+    # 4 followed 0 on an earlier page; this page tells of 1 only
+    fitted = Cooccurrence.fit([page([0, 4], [1])], COUNTS, codes=CODES, decay=0.5)
+    share = fitted.recommend([context(0)], k=1)
+    assert share.rows_PG.tolist() == [[1]]
+    assert share.log_probs_PG.exp().item() == pytest.approx(1, abs=1e-4)
 
 
 def test_only_the_last_items_count():
