@@ -30,7 +30,7 @@ def plot_codebooks(codes: Int32[np.ndarray, "n L"], codebook_sizes: Sequence[int
             f"perplexity {2 ** entropy_bits(counts):.0f}"
         )
         heat.set_xlabel(f"code = {width} x row + column")
-        spread.bar(np.arange(size), np.sort(counts)[::-1], width=1.0, color="tab:blue")
+        spread.stairs(np.sort(counts)[::-1], fill=True, color="tab:blue")
         spread.axhline(len(codes) / size, color="tab:red", linestyle="--", label="even spread")
         spread.set_xlabel("codes, fullest first")
         spread.set_ylabel("items")

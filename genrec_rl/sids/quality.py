@@ -76,7 +76,7 @@ class SidReport:
         """Lay the report out for the terminal."""
         n_levels, total = len(self.levels), f"{self.n_items:,} items, {self.distinct_sids:,} distinct SIDs"
         table = Table(title=f"Semantic ids: {total} ({self.policy})", caption=self._caption())
-        for name in ("level", "codes", "used", "entropy", "perplexity", "shared before", "shared after"):
+        for name in ("level", "codes", "used", "entropy", "perplexity", "shared", "shared after"):
             table.add_column(name, justify="right")
         for number, level in enumerate(self.levels, start=1):
             table.add_row(
@@ -93,7 +93,7 @@ class SidReport:
     def _caption(self) -> str:
         lines = [
             f"in a shared SID {self.col_before:.2%} -> {self.col_after:.2%}, {self.n_moved:,} items moved, "
-            f"largest bucket {self.largest_bucket}, Cpr {self.cpr:.3f}, Util {self.util:.2%}, "
+            f"largest bucket {self.largest_bucket}, Cpr {self.cpr:.3f}, Util {self.util:.2g}, "
             f"Gini {self.gini:.3f}"
         ]
         if self.error_before is not None and self.error_after is not None:

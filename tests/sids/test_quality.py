@@ -66,6 +66,11 @@ def test_overfull_prefix_is_named_with_its_items():
     assert report(before=codes, after=codes, codebook_sizes=(2, 2)).overfull_prefixes == (("1", 3),)
 
 
+def test_prefix_that_is_just_full_is_not_overfull():
+    codes = np.array([[1, 0], [1, 1], [0, 0]], np.int32)
+    assert report(before=codes, after=codes, codebook_sizes=(2, 2)).overfull_prefixes == ()
+
+
 def test_extra_level_is_measured_without_counting_as_a_move():
     after = np.column_stack([BEFORE, [0, 1, 0, 0]]).astype(np.int32)
     longer = report(after=after, codebook_sizes=(2, 4, 4))

@@ -100,6 +100,13 @@ def test_every_code_is_used_when_there_are_enough_distinct_points():
     assert len(np.unique(rq_kmeans.encode(unit_vectors(40), centroids))) == 32
 
 
+def test_fit_serves_rare_points_beside_a_crowd_of_equal_ones():
+    rare = np.random.default_rng(1).normal(size=(12, 4)).astype(np.float32)
+    points = np.concatenate([np.zeros((200, 4), np.float32), rare])
+    centroids = rq_kmeans.fit(points, codebook_sizes=(13,), seed=0)
+    assert len(np.unique(rq_kmeans.encode(points, centroids))) == 13
+
+
 def test_identical_vectors_leave_codes_unused_without_failing():
     centroids = rq_kmeans.fit(np.ones((9, 2), np.float32), codebook_sizes=(4, 4), seed=0)
     codes = rq_kmeans.encode(np.ones((9, 2), np.float32), centroids)
