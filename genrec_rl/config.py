@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from typing_extensions import is_protocol
 
 from genrec_rl.errors import ConfigError
 
@@ -47,7 +48,7 @@ def parse_recipe(
 
     words = list(sys.argv[1:] if argv is None else argv)
     config_file, words = _take_config(words)
-    known = {f.name: f for schema in schemas for f in dataclasses.fields(schema) if f.init}
+    known = {name: hint for schema in schemas for name, hint in _field_types(schema).items()}
     values: dict[str, Any] = {}
     for path in [Path(recipe_file).with_suffix(".yaml"), config_file]:
         if path is not None:
@@ -63,9 +64,13 @@ def parse_recipe(
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise
-        raise ConfigError(
-            f"{Path(recipe_file).name}: the arguments above were refused (see --help)"
-        ) from None
+        raise ConfigError(f"{Path(recipe_file).name}: the arguments above were refused (see --help)") from None
+
+
+def _field_types(schema: type) -> dict[str, Any]:
+    """Types of a dataclass's settable fields, as written: HfArgumentParser overwrites those in ``Field.type``."""
+    written = {name: hint for cls in reversed(schema.__mro__) for name, hint in inspect.get_annotations(cls).items()}
+    return {f.name: written[f.name] for f in dataclasses.fields(schema) if f.init}
 
 
 def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
@@ -79,7 +84,7 @@ def _take_config(words: list[str]) -> tuple[Path | None, list[str]]:
     return None, words
 
 
-def _read_yaml(path: Path, known: Mapping[str, dataclasses.Field[Any]]) -> dict[str, Any]:
+def _read_yaml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
@@ -91,7 +96,7 @@ def _read_yaml(path: Path, known: Mapping[str, dataclasses.Field[Any]]) -> dict[
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{path}: unknown key '{key}'{nearest(str(key), known)}")
-        values[key] = _coerce(value, known[key].type, f"{path}: {key}")
+        values[key] = _coerce(value, known[key], f"{path}: {key}")
     return values
 
 
@@ -167,9 +172,7 @@ def component_class(
 ) -> type:
     """Import a block's class, from a trusted package only, and check that it implements the Protocol."""
     if not isinstance(block, Mapping) or not isinstance(block.get("class_path"), str):
-        raise ConfigError(
-            f"{key}: expected {{class_path: package.module.Class, init_args: {{...}}}}, got {block!r}"
-        )
+        raise ConfigError(f"{key}: expected {{class_path: package.module.Class, init_args: {{...}}}}, got {block!r}")
     for name in block:
         if name not in ("class_path", "init_args"):
             raise ConfigError(f"{key}: unknown key '{name}'{nearest(name, ('class_path', 'init_args'))}")
@@ -201,19 +204,27 @@ def protocol_members(protocol: type) -> list[str]:
     return sorted(n for n in vars(protocol) if not n.startswith("_"))
 
 
+def _inherits_init_of_protocol(build: Callable[..., Any]) -> bool:
+    """Whether a class takes no arguments although its signature, a Protocol's, says that it takes any."""
+    if not inspect.isclass(build):
+        return False
+    return is_protocol(next(cls for cls in build.__mro__ if "__init__" in vars(cls)))
+
+
 def check_init_args(
     build: Callable[..., Any], block: Mapping[str, Any], *, key: str, provided: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the arguments for ``build``, checked by name and plain type against its signature."""
-    init_args = dict(block.get("init_args") or {})
-    parameters = inspect.signature(build).parameters
+    init_args = block.get("init_args") or {}
+    if not isinstance(init_args, Mapping):
+        raise ConfigError(f"{key}: init_args {init_args!r} is no mapping; write {{name: value}}")
+    init_args = dict(init_args)
+    parameters = {} if _inherits_init_of_protocol(build) else inspect.signature(build).parameters
     hints = typing.get_type_hints(build if inspect.ismethod(build) else build.__init__)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name, value in init_args.items():
         if name not in parameters and not takes_any:
-            raise ConfigError(
-                f"{key}: {block['class_path']} has no argument '{name}'{nearest(name, parameters)}"
-            )
+            raise ConfigError(f"{key}: {block['class_path']} has no argument '{name}'{nearest(name, parameters)}")
         init_args[name] = _coerce(value, hints.get(name), f"{key}.init_args.{name}")
     init_args |= {name: value for name, value in provided.items() if name in parameters}
     required = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in _VARIADIC]
