@@ -31,6 +31,7 @@ class GRPOSRConfig(GRPOConfig):
     loss_type: str = field(default="grpo", metadata={"help": "grpo is eq. 8; any of TRL's others may be chosen"})
     beta: float = field(default=0.0, metadata={"help": "KL to the start; eq. 8 has none"})
     num_generations: int | None = field(default=16, metadata={"help": "G: rollouts (beams) per prompt"})
+    num_generations_eval: int | None = field(default=1, metadata={"help": "unused: evaluation recommends instead"})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "rollouts per device and step"})
     disable_dropout: bool = field(default=True, metadata={"help": "rollouts and loss see the same network"})
     use_cpu: bool = field(default_factory=lambda: not has_accelerator(), metadata={"help": "train on the CPU"})

@@ -54,7 +54,6 @@ class GRPOSRTrainer(GRPOTrainer):
     args: GRPOSRConfig
     model: Any
     num_generations: int
-    num_generations_eval: int
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class GRPOSRTrainer(GRPOTrainer):
 
     def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
         """Beam-search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
-        size = self._group_size()
+        size = self.num_generations
         distinct = prompts[::size]
         if [p for p in distinct for _ in range(size)] != prompts:
             raise RolloutError(f"prompts do not come in whole groups of {size}; do not replace TRL's sampler")
@@ -109,19 +108,17 @@ class GRPOSRTrainer(GRPOTrainer):
         self, inputs: list[dict[str, Any]], prompts: list, completions: list, completion_ids_list: list
     ) -> Tensor:
         """Score local rollouts, gather whole groups, gate and anchor them (eq. 6 and 7)."""
-        size = self._group_size()
+        size = self.num_generations
         tokens_PGL = torch.tensor(completion_ids_list).unflatten(0, (-1, size))
-        examples = [self._source()[row["page"]] for row in inputs[::size]]
+        examples = [self.examples[row["page"]] for row in inputs[::size]]
         scores = torch.zeros(tokens_PGL.shape[:2])
         rollouts = resolve(tokens_PGL, scores, vocab=self.policy.vocab, catalog=self.scorer.catalog)
         local = [*self.scorer.score(examples, rollouts), rollouts.rows_PG]
         device = self.accelerator.device
         raw, relevant, hit, rows = (gather(x.to(device).contiguous()) for x in local)
         rewards = calibrate_rewards(raw, relevant.bool(), hit.bool(), anchor=self.args.anchor_positives)
-        mode = "train" if self.model.training else "eval"
-        n_items = len(self.scorer.catalog.codes)
-        for name, value in rollout_metrics(rewards, rows, n_items=n_items).items():
-            self._metrics[mode][name].append(value)
+        for name, value in rollout_metrics(rewards, rows, n_items=self.scorer.catalog.n_items).items():
+            self._metrics["train"][name].append(value)
         self._newest = (examples, rollouts, rewards)
         return rewards.calibrated_PG.reshape(-1, 1)
 
@@ -129,13 +126,13 @@ class GRPOSRTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Fold TRL's rows to one row a group, and add the page's positives."""
         output = super()._generate_and_score_completions(inputs)
-        size = self._group_size()
+        size = self.num_generations
         for name in _GROUP_KEYS:
             if output.get(name) is not None:
                 output[name] = output[name].unflatten(0, (-1, size))
         for name in _PROMPT_KEYS:
             output[name] = output[name][::size]
-        examples = [self._source()[row["page"]] for row in inputs[::size]]
+        examples = [self.examples[row["page"]] for row in inputs[::size]]
         seed = (self.args.seed, self.state.global_step, self.accelerator.process_index)
         tokens, is_positive = sample_positives(
             examples, self.policy.prompts, limit=self.args.max_positives, seed=seed
@@ -161,8 +158,7 @@ class GRPOSRTrainer(GRPOTrainer):
             return loss
         assert self._positive_log_probs is not None
         nll = positive_nll(self._positive_log_probs, is_positive, reduction=self.args.nll_reduction)
-        mode = "train" if self.model.training else "eval"
-        self._metrics[mode]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        self._metrics["train"]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
         return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
 
     @override
@@ -178,7 +174,7 @@ class GRPOSRTrainer(GRPOTrainer):
         **multimodal: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         """Score rollouts, and the positives with them, as branches of one tree a prompt."""
-        size = self._group_size()
+        size = self.num_generations
         prompt_ids = input_ids[::size, :-logits_to_keep]
         is_prompt = attention_mask[::size, :-logits_to_keep].bool()
         branches = input_ids[:, -logits_to_keep:].unflatten(0, (-1, size))
@@ -212,20 +208,13 @@ class GRPOSRTrainer(GRPOTrainer):
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log without what is constant for answers of three tokens."""
-        mode = "train" if self.model.training else "eval"
-        for name in [n for n in self._metrics[mode] if n.startswith(_UNINFORMATIVE)]:
-            del self._metrics[mode][name]
+        for name in [n for n in self._metrics["train"] if n.startswith(_UNINFORMATIVE)]:
+            del self._metrics["train"][name]
         super().log(logs, start_time)
 
     def rollout_table(self, titles: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return a sample of the newest rollouts as rows of ``telemetry.TABLE_COLUMNS``."""
         return rollout_table(*self._newest, titles) if self._newest else []
-
-    def _group_size(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
-
-    def _source(self) -> Sequence[Example]:
-        return self.examples if self.model.training or self.validation is None else self.validation.examples
 
 
 def _roll_out(prompts: list[list[int]], trainer: GRPOSRTrainer) -> dict[str, Any]:
