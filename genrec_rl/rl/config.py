@@ -39,6 +39,7 @@ class GRPOSRConfig(GRPOConfig):
     activation_checkpointing: bool | None = field(
         default=False, metadata={"help": "save memory, at a third more time"}
     )
+    dataloader_pin_memory: bool = field(default_factory=has_accelerator, metadata={"help": "faster copies to a GPU"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ class PageSFTConfig(SFTConfig):
     )
     max_length: int | None = field(default=None, metadata={"help": "rows are never cut; see max_history"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are written when read"})
+    dataloader_pin_memory: bool = field(default_factory=has_accelerator, metadata={"help": "faster copies to a GPU"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
 
     def __post_init__(self) -> None:

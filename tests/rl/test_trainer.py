@@ -26,18 +26,18 @@ class RewardByRow:
         return ((candidates + 1) / 20).astype(np.float32)
 
 
-def make_trainer(policy, catalog, examples, tmp_path, *, gate=None, validation=None, **settings):
-    defaults = dict(
-        output_dir=str(tmp_path), num_generations=G, per_device_train_batch_size=G, gradient_accumulation_steps=1,
-        learning_rate=0.1, optim="sgd", max_grad_norm=1e9, lr_scheduler_type="constant", max_steps=1, report_to="none",
-        logging_steps=1, save_strategy="no", use_cpu=True, seed=0, disable_tqdm=True, nll_coef=0.3,
-    )  # fmt: skip
+def make_trainer(policy, catalog, examples, tmp_path, *, gate=None, validation=None, peft_config=None, **settings):
+    defaults = {"output_dir": str(tmp_path), "num_generations": G, "per_device_train_batch_size": G, "seed": 0}
+    defaults |= {"learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 1e9, "lr_scheduler_type": "constant"}
+    defaults |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "nll_coef": 0.3}
+    defaults |= {"use_cpu": True, "disable_tqdm": True}
     return GRPOSRTrainer(
         policy,
         args=GRPOSRConfig(**defaults | settings),
         examples=examples,
         scorer=RolloutScorer(RewardByRow(), gate, catalog),
         validation=validation,
+        peft_config=peft_config,
     )
 
 
@@ -93,16 +93,16 @@ def updated_weights(catalog, examples, tmp_path, **settings) -> torch.Tensor:
 def test_accumulating_gradients_gives_the_update_of_one_batch(catalog, examples, tmp_path):
     examples = (examples * 2)[:8]
     whole = updated_weights(catalog, examples, tmp_path, per_device_train_batch_size=8 * G)
-    parts = updated_weights(
-        catalog, examples, tmp_path, per_device_train_batch_size=G, gradient_accumulation_steps=8
-    )
+    parts = updated_weights(catalog, examples, tmp_path, per_device_train_batch_size=G, gradient_accumulation_steps=8)
     assert torch.allclose(whole, parts, atol=1e-5)
-    assert not torch.allclose(whole, torch.cat([w.detach().flatten() for w in make_policy(catalog).model.parameters()]))
+    assert not torch.allclose(
+        whole, torch.cat([w.detach().flatten() for w in make_policy(catalog).model.parameters()])
+    )
 
 
 @pytest.mark.parametrize("loss_type", ["bnpo", "dapo"])
 def test_one_update_per_batch_makes_loss_types_equal(catalog, examples, tmp_path, loss_type):
-    settings = dict(per_device_train_batch_size=6 * G)
+    settings = {"per_device_train_batch_size": 6 * G}
     reference = updated_weights(catalog, examples, tmp_path, loss_type="grpo", **settings)
     assert torch.allclose(
         updated_weights(catalog, examples, tmp_path, loss_type=loss_type, **settings), reference, atol=1e-5
@@ -114,7 +114,14 @@ def test_several_iterations_and_a_kl_leash_run(catalog, examples, tmp_path):
     policy.save_pretrained(tmp_path / "start")
     policy.model.config._name_or_path = str(tmp_path / "start")
     trainer = make_trainer(
-        policy, catalog, examples, tmp_path, beta=0.1, num_iterations=2, max_steps=4, per_device_train_batch_size=2 * G
+        policy,
+        catalog,
+        examples,
+        tmp_path,
+        beta=0.1,
+        num_iterations=2,
+        max_steps=4,
+        per_device_train_batch_size=2 * G,
     )
     trainer.train()
     assert all(np.isfinite(row["kl"]) for row in trainer.state.log_history if "kl" in row)

@@ -1,0 +1,30 @@
+import pytest
+import torch
+from accelerate import Accelerator
+
+from genrec_rl.decoding.validation import Validation
+from genrec_rl.types import NO_ITEM, Rollouts
+from tests.fixtures import make_example
+
+
+class Scripted:
+    """Recommends items 0, 1, 2, ...; when free, every second SID is invalid."""
+
+    def recommend(self, contexts, *, k, constrained):
+        rows = torch.arange(k).repeat(len(contexts), 1)
+        if not constrained:
+            rows[:, ::2] = NO_ITEM
+        return Rollouts(sids_PGL=torch.zeros(len(contexts), k, 3), rows_PG=rows, log_probs_PG=torch.zeros(1, k))
+
+
+def test_means_over_all_pages_whatever_the_batch():
+    pages = [make_example([], [0]), make_example([], [2]), make_example([], [11])]
+    expected = {"hr@10": 2 / 3, "ndcg@10": (1 + 0.5 + 0) / 3, "har@10": 0.5}
+    for batch_size in (1, 2, 64):
+        found = Validation(pages, Scripted(), beams=10, batch_size=batch_size).measure(Accelerator(cpu=True))
+        assert found == pytest.approx(expected)
+
+
+def test_hallucination_can_be_left_out():
+    validation = Validation([make_example([], [0])], Scripted(), beams=10, measure_hallucination=False)
+    assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10"}

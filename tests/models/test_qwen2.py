@@ -1,0 +1,28 @@
+import torch
+
+from genrec_rl.models.prompts import PromptGrammar
+from tests.fixtures import CODES, make_context, make_policy
+
+
+def test_backbone_gives_the_merged_hidden_states_the_causal_model_uses(policy):
+    prompt = torch.from_numpy(policy.prompts.prompt(make_context([0, 4])))[None]
+    hidden = policy.model.model(input_ids=prompt).last_hidden_state
+    assert torch.allclose(policy.model.lm_head(hidden), policy.model(input_ids=prompt).logits, atol=1e-6)
+
+
+def test_merger_gets_a_gradient_even_without_items(policy):
+    prompt = torch.from_numpy(policy.prompts.prompt(make_context([])))[None]
+    policy.model(input_ids=prompt).logits.sum().backward()
+    assert policy.model.model.token_merger.weight.grad is not None
+
+
+def test_order_of_codes_matters_to_the_merger(policy):
+    merged = policy.model.model.embed_prompt(torch.from_numpy(policy.prompts.prompt(make_context([1, 2])))[None])
+    assert not torch.allclose(merged[0, 1], merged[0, 3])
+
+
+def test_unmerged_prompt_is_plain_token_embeddings(catalog):
+    policy = make_policy(catalog, grammar=PromptGrammar(merge=False, separator="none"))
+    prompt = torch.from_numpy(policy.prompts.prompt(make_context([3])))[None]
+    tokens = policy.vocab.token_ids(torch.from_numpy(CODES[3]).long())
+    assert policy.model.model.embed_prompt(prompt)[0, 1:].equal(policy.model.model.embed_tokens(tokens))

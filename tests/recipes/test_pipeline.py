@@ -1,0 +1,132 @@
+"""The six stages, one after the other, on a synthetic market: what `make demo` does, in a minute."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+import reward_models.sim
+from genrec_rl.errors import ConfigError, DataError, GenRecError
+from recipes import build_sids, evaluate, grpo_sr, prepare, sft, train_reward
+
+SIM = "reward_models.sim.SIM"
+SMALL_POLICY = ["--hidden_size", "32", "--num_layers", "1", "--num_heads", "2", "--intermediate_size", "32"]
+SMALL_POLICY += ["--num_train_epochs", "1", "--max_history", "8", "--eval_beams", "10", "--disable_tqdm", "true"]
+SMALL_RL = ["--num_generations", "4", "--per_device_train_batch_size", "16", "--max_steps", "2", "--eval_steps", "1"]
+SMALL_RL += ["--save_steps", "1", "--logging_steps", "1", "--eval_beams", "10", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Run every stage once; the tests look at what they left."""
+    root = tmp_path_factory.mktemp("runs")
+    data, sids = ["--data_dir", str(root / "data")], ["--sid_dir", str(root / "sids")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        market = ["--n_users", "40", "--n_items", "60", "--n_requests", "500"]
+        prepare.main(["--source", "synthetic", *market, "--output_dir", str(root / "data")])
+        build_sids.main([*data, "--output_dir", str(root / "sids"), "--epochs", "1"])
+        sft.main([*data, *sids, *SMALL_POLICY, "--output_dir", str(root / "sft")])
+        train_reward.main([*data, *sids, "--epochs", "1", "--output_dir", str(root / "reward")])
+        patch.setenv("WANDB_MODE", "offline")
+        grpo_sr.main(rl_words(root, "--output_dir", str(root / "grpo_sr")))
+        patch.setenv("WANDB_MODE", "disabled")
+        policies = [f"{name}={root / name}" for name in ("sft", "grpo_sr")]
+        reward = ["--reward_model", "none", "--reward_dir", str(root / "reward")]
+        evaluate.main([*data, *sids, *reward, "--policies", *policies, "--output_dir", str(root / "eval")])
+    return root
+
+
+def rl_words(root, *words) -> list[str]:
+    block = json.dumps({"class_path": SIM, "init_args": {"path": str(root / "reward")}})
+    stages = ["--data_dir", str(root / "data"), "--sid_dir", str(root / "sids"), "--policy_dir", str(root / "sft")]
+    return [*stages, "--reward_model", block, *SMALL_RL, *words]
+
+
+@pytest.mark.slow
+def test_every_stage_finishes(runs):
+    for name in ("data", "sids", "sft", "reward", "grpo_sr", "eval"):
+        assert json.loads((runs / name / "stage.json").read_text())["key"], name
+
+
+@pytest.mark.slow
+def test_report_compares_both_policies_and_the_bars(runs):
+    report = json.loads((runs / "eval" / "eval.json").read_text())
+    assert report["systems"].keys() == {"popularity", "cooccurrence", "sft", "grpo_sr"}
+    for system in ("sft", "grpo_sr"):
+        assert report["systems"][system].keys() == {"constrained", "unconstrained"}
+        assert report["systems"][system]["constrained"]["HaR@10"]["mean"] == 0
+    assert "grpo_sr-sft" in report["paired"]
+    predictions = pl.read_parquet(runs / "eval" / "predictions.parquet")
+    expected = ["request_id", "user_id", "system", "decoding", "rank", "item_id", "sid", "score", "is_valid"]
+    assert predictions.columns == expected
+    assert predictions.filter(~pl.col("is_valid"))["item_id"].is_null().all()
+
+
+@pytest.mark.slow
+def test_metrics_file_holds_every_stage_of_the_reward(runs):
+    rows = [json.loads(line) for line in (runs / "grpo_sr" / "metrics.jsonl").read_text().splitlines()]
+    logged = {name for row in rows for name in row}
+    expected = {"train/reward/raw", "train/reward/gated", "train/reward/anchored", "train/nll", "train/entropy"}
+    expected |= {"train/rollout/hallucination_rate", "train/rollout/gate_pass_rate", "eval/ndcg@10", "eval/har@10"}
+    expected |= {"train/rollout/positive_in_group_rate", "train/rollout/zero_advantage_share"}
+    expected |= {"train/rollout/coverage"}
+    assert expected <= logged
+    table = [json.loads(line) for line in (runs / "grpo_sr" / "rollouts.jsonl").read_text().splitlines()]
+    assert {"title", "sid", "reward", "calibrated", "is_valid"} <= table[0].keys()
+
+
+@pytest.mark.slow
+def test_offline_wandb_run_reads_back_with_the_same_numbers(runs):
+    (run,) = (runs / "grpo_sr" / "wandb").glob("offline-run-*")
+    wandb = str(Path(sys.executable).parent / "wandb")
+    lines = subprocess.run([wandb, "leet", "inspect", "--json", str(run)], capture_output=True, text=True, check=True)
+    assert "train/rollout/hallucination_rate" in lines.stdout
+    assert "train/reward/anchored" in lines.stdout
+    assert "rollouts" in lines.stdout
+
+
+@pytest.mark.slow
+def test_aligned_policy_loads_and_belongs_to_the_catalogue(runs):
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (runs / "grpo_sr").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--policy_dir", "nowhere"], r"no finished 'sft' stage in nowhere.*accelerate launch recipes/sft\.py"),
+        (["--nll_coeff", "1"], r"unknown option '--nll_coeff'; did you mean '--nll_coef'"),
+        (["--reward_model", '{"class_path": "subprocess.Popen"}'], r"outside the trusted packages"),
+        (["--reward_model", '{"class_path": "reward_models.sim.SIMM"}'], r"did you mean 'SIM'"),
+        (["--gate", '{"class_path": "genrec_rl.rewards.gates.ValidGate", "init_args": {"tua": 1}}'], r"'tua'"),
+        (["--learning_rate", "fast"], r"refused"),
+    ],
+    ids=["missing stage", "typo", "foreign class", "wrong class", "wrong argument", "wrong type"],
+)
+def test_bad_settings_are_one_clear_error_and_write_nothing(runs, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        grpo_sr.main([*rl_words(runs, "--output_dir", str(tmp_path / "out")), *words])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_catalogue_of_other_data_is_refused(runs, tmp_path):
+    build_words = ["--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "sids"), "--epochs", "1"]
+    build_sids.main([*build_words, "--codebook_sizes", "8", "8", "8"])
+    sids = ["--sid_dir", str(tmp_path / "sids"), "--reward_model", "none"]
+    words = ["--data_dir", str(runs / "data"), *sids, "--policies", f"sft={runs / 'sft'}"]
+    with pytest.raises(DataError, match="trained on catalogue"):
+        evaluate.main([*words, "--output_dir", str(tmp_path / "eval")])
+
+
+@pytest.mark.slow
+def test_reward_outside_the_unit_interval_stops_the_run(runs, tmp_path, monkeypatch):
+    original = reward_models.sim.SIM.score
+    monkeypatch.setattr(reward_models.sim.SIM, "score", lambda self, *args: original(self, *args) + 1)
+    with pytest.raises(GenRecError, match=r"outside \[0, 1\]"):
+        grpo_sr.main(rl_words(runs, "--output_dir", str(tmp_path / "out")))
+    assert not (tmp_path / "out" / "stage.json").exists()

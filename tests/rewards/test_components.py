@@ -1,0 +1,24 @@
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.rewards.components import load_gate, load_reward_model, read_block
+
+
+def test_a_block_on_the_command_line_is_json():
+    assert read_block('{"class_path": "a.B"}', key="gate") == {"class_path": "a.B"}
+
+
+@pytest.mark.parametrize("word", ["none", "None", "null", ""])
+def test_none_means_no_component(word, catalog):
+    assert read_block(word, key="gate") is None
+    assert load_gate(word, catalog=catalog, dataset=None) is None
+
+
+def test_broken_json_is_shown():
+    with pytest.raises(ConfigError, match=r"gate: '\{class_path' is no JSON"):
+        read_block("{class_path", key="gate")
+
+
+def test_missing_reward_model_names_what_makes_one(catalog):
+    with pytest.raises(ConfigError, match=r"recipes/train_reward\.py makes one"):
+        load_reward_model(None, catalog=catalog)

@@ -1,0 +1,38 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.sft.packing import pack
+from genrec_rl.sft.user_tree import TreeCollator
+from tests.sft.test_user_tree import TABLE
+
+DATASET = SimpleNamespace(
+    pages=TABLE,
+    split=SimpleNamespace(train=np.array([0, 1, 3]), valid=np.array([2, 4])),
+    examples=lambda split, max_history: TABLE.select(getattr(DATASET.split, split), max_history=max_history),
+)
+LIMITS = {"max_items": 10, "max_exposed": 0}
+
+
+def test_trees_have_one_row_a_user_and_their_collator(policy):
+    rows, collator = pack(DATASET, policy, packing="user_tree", target="page", **LIMITS)
+    assert {name: len(part) for name, part in rows.items()} == {"train": 2, "valid": 2}
+    assert isinstance(collator, TreeCollator)
+
+
+def test_without_packing_there_is_one_row_a_page(policy):
+    rows, collator = pack(DATASET, policy, packing="none", target="page", **LIMITS)
+    assert {name: len(part) for name, part in rows.items()} == {"train": 3, "valid": 2}
+    assert collator is None
+
+
+def test_trees_of_single_items_are_refused(policy):
+    with pytest.raises(ConfigError, match="for target 'item' set it to none"):
+        pack(DATASET, policy, packing="user_tree", target="item", **LIMITS)
+
+
+def test_unknown_packing_is_refused(policy):
+    with pytest.raises(ConfigError, match="packing_pages 'bins'"):
+        pack(DATASET, policy, packing="bins", target="page", **LIMITS)
