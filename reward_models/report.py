@@ -131,11 +131,12 @@ def print_report(console: Console, report: RewardReport, gates: Mapping[str, Gat
     """Print ranking, calibration and gates as tables."""
     title = f"Reward model: {report.n_pages:,} pages of {report.n_users:,} held-out users"
     ranking = Table(title=title)
-    for heading in ("positives against", "AUC", "GAUC", "popularity AUC", "popularity GAUC"):
-        ranking.add_column(heading, justify="left" if heading.startswith("positives") else "right")
+    for heading in ("positives against", "scored by", "AUC", "GAUC"):
+        ranking.add_column(heading, justify="right" if heading.endswith("AUC") else "left")
     for name, part in report.slices.items():
-        cells = [part.model.auc, part.model.gauc, part.popularity.auc, part.popularity.gauc]
-        ranking.add_row(name, *map(_cell, cells))
+        ranking.add_row(name, "model", _cell(part.model.auc), _cell(part.model.gauc))
+        popularity = part.popularity
+        ranking.add_row("", "popularity", _cell(popularity.auc), _cell(popularity.gauc), end_section=True)
     console.print(ranking)
 
     c = report.calibration

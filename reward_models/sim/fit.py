@@ -27,9 +27,9 @@ class FitSettings:
 
     epochs: int = field(default=5, metadata={"help": "at most; the learning rate falls to 0 over them"})
     patience: int = field(default=2, metadata={"help": "epochs without a better GAUC before stopping"})
-    batch_size: int = field(default=32, metadata={"help": "pages per step"})
-    learning_rate: float = field(default=5e-3, metadata={"help": "AdamW's, at the start"})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's"})
+    batch_size: int = field(default=64, metadata={"help": "pages per step"})
+    learning_rate: float = field(default=1e-2, metadata={"help": "AdamW's, at the start"})
+    weight_decay: float = field(default=0.5, metadata={"help": "AdamW's"})
     alpha: float = field(default=1.0, metadata={"help": "weight of the soft search's own task"})
     beta: float = field(default=1.0, metadata={"help": "weight of the click prediction"})
     negatives_per_positive: int = field(default=1, metadata={"help": "drawn items per positive"})

@@ -101,9 +101,10 @@ def test_without_a_gate_every_valid_item_passes():
     np.testing.assert_array_equal(pass_gate(None, CONTEXTS, ROWS, None), ROWS != NO_ITEM)
 
 
-def test_nan_similarity_names_the_gate_and_its_position():
-    with pytest.raises(RewardError, match=r"Answers.similarity returned nan at request 1, candidate 2"):
-        pass_gate(Answers(answer_with(np.nan)), CONTEXTS, ROWS, None)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_similarity_that_is_not_finite_names_the_gate_and_its_position(value):
+    with pytest.raises(RewardError, match=rf"Answers.similarity returned {value} at request 1, candidate 2"):
+        pass_gate(Answers(answer_with(value)), CONTEXTS, ROWS, None)
 
 
 def test_similarity_beyond_one_is_allowed():
