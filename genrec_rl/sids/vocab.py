@@ -65,7 +65,7 @@ def build_tokenizer(codebook_sizes: Sequence[int]) -> PreTrainedTokenizerFast:
     words = [PAD_TOKEN, END_TOKEN, HISTORY_TOKEN, SEPARATOR_TOKEN, *sid_tokens(codebook_sizes)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=PAD_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD_TOKEN,
         eos_token=END_TOKEN,
