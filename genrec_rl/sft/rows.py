@@ -45,7 +45,8 @@ def build_rows(
 ) -> Dataset:
     """Return a dataset of ``input_ids`` and ``labels``, written when a row is read.
 
-    Only two integers a row are kept in memory: the page, and which of its items (-1: all).
+    Only three integers a row are kept in memory: the page, which of its items (-1: all), and its length in
+    items, by which the trainer puts like rows into one batch.
 
     Raises:
         ConfigError: for an unknown target.
@@ -69,4 +70,6 @@ def build_rows(
             rows.append(training_row(prompts, example, items))
         return {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
 
-    return Dataset.from_dict({"page": pages, "place": places}).with_transform(write)
+    sizes = np.array([len(example.context.history) + len(example.items) for example in examples], np.int64)
+    columns = {"page": pages, "place": places, "length": sizes[pages]}
+    return Dataset.from_dict(columns).with_transform(write, columns=["page", "place"])

@@ -34,6 +34,13 @@ def test_with_one_positive_a_page_both_targets_are_the_same_rows(policy):
     assert list(page) == list(item)
 
 
+def test_lengths_for_grouping_are_read_without_writing_rows(policy):
+    rows = build_rows(
+        [make_example([0, 4], [1], [5]), make_example([], [2])], policy.prompts, target="page", max_items=9
+    )
+    assert list(rows["length"]) == [4, 1]
+
+
 def test_exposures_follow_the_positives_and_are_left_out_by_default():
     example = make_example([0], [1], [2], [3, 4])
     assert target_items(example, max_items=10).tolist() == [1, 2]

@@ -90,6 +90,11 @@ def test_pages_left_out_are_not_supervised_but_stay_in_the_history():
     assert [(w.start, w.end, w.pages.tolist()) for w in windows] == [(0, 3, [0, 2])]
 
 
+def test_lengths_for_grouping_are_read_without_writing_rows(policy):
+    trees = build_trees(TABLE, np.arange(6), policy.prompts, max_items=2)
+    assert list(trees["length"]) == [3 + 2 + 1 + 2, 1 + 1 + 2, 0 + 1]
+
+
 def test_page_separators_are_refused(catalog):
     policy = make_policy(catalog, grammar=PromptGrammar(separator="page"))
     with pytest.raises(ConfigError, match="packing: none"):
