@@ -3,10 +3,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import Action, Context, Example
 from reward_models.candidates import NegativeSampler
+from reward_models.sim import fit as fit_module
 from reward_models.sim.fit import (
     FitSettings,
     category_search_keys,
@@ -24,7 +26,7 @@ CATALOG = SimpleNamespace(
 )
 SAMPLER = NegativeSampler(np.ones(N_ITEMS, dtype=int), popular_share=0.5)
 CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=[16], dropout=0.1)
-SETTINGS = FitSettings(epochs=4, batch_size=8, learning_rate=0.03, negatives_per_positive=2)
+SETTINGS = FitSettings(epochs=4, patience=2, batch_size=8, learning_rate=0.03, negatives_per_positive=2)
 
 
 def market(n_pages, *, seed):
@@ -65,10 +67,28 @@ def test_it_learns_what_users_like(search):
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another():
-    assert fit().fingerprint == fit().fingerprint != fit(seed=1).fingerprint
+    fingerprints = []
+    for seed, elsewhere in ((0, 11), (0, 12), (1, 11)):
+        torch.manual_seed(elsewhere)
+        fingerprints.append(fit(seed=seed).fingerprint)
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-def test_the_epoch_of_highest_gauc_is_kept_and_reported():
+def test_weights_of_the_best_epoch_are_kept_and_patience_ends_the_training(monkeypatch):
+    weights = []
+
+    def judge_worse_and_worse(network, judged):
+        weights.append(network.items.id_embedding.weight.detach().clone())
+        return -float(len(weights))
+
+    monkeypatch.setattr(fit_module, "_mean_gauc", judge_worse_and_worse)
+    model = fit()
+    assert len(weights) == 1 + SETTINGS.patience
+    assert torch.equal(model.network.items.id_embedding.weight, weights[0])
+    assert not torch.equal(weights[0], weights[-1])
+
+
+def test_every_epoch_is_reported_and_the_loss_falls():
     epochs = []
     fit(on_epoch=epochs.append)
     assert [e.number for e in epochs] == list(range(1, len(epochs) + 1))
