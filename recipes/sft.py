@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     valid = dataset.examples("valid", max_history=settings.max_history)
     target = {"target": settings.target, "max_items": settings.max_page_items, "max_exposed": settings.max_exposed}
-    rows, collator = pack(dataset, policy, packing=settings.packing_pages, **target)
+    rows = pack(dataset, policy, packing=settings.packing_pages, **target)
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group,
@@ -81,9 +81,10 @@ def main(argv: list[str] | None = None) -> None:
         trainer = PageSFTTrainer(
             model=policy.model,
             args=args,
-            train_dataset=rows["train"],
-            eval_dataset=rows["valid"],
-            data_collator=collator,
+            train_dataset=rows.train,
+            eval_dataset=rows.valid,
+            data_collator=rows.collator,
+            lengths=rows.train_lengths,
             processing_class=policy.tokenizer,
             peft_config=lora_config(settings.lora),
             callbacks=[TrackerCallback(tracker)],

@@ -1,5 +1,6 @@
 """How training pages become rows: a user's pages in one tree, or one row each."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from datasets import Dataset as Rows
@@ -11,6 +12,16 @@ from genrec_rl.sft.rows import Target, build_rows
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Rows to train on and to validate with, the training rows' lengths, and their collator (None: TRL's own)."""
+
+    train: Rows
+    valid: Rows
+    train_lengths: list[int]
+    collator: TreeCollator | None = None
+
+
 def pack(
     dataset: Dataset,
     policy: Policy,
@@ -19,8 +30,8 @@ def pack(
     target: Target,
     max_items: int,
     max_exposed: int,
-) -> tuple[dict[str, Rows], TreeCollator | None]:
-    """Return the rows of the train and valid pages, and the collator they need (None: TRL's own).
+) -> Packed:
+    """Write the train and valid pages as rows.
 
     ``user_tree`` costs several times less (the history is read once, not once a page) and gives the same loss
     where a history fits ``max_history``.
@@ -30,20 +41,16 @@ def pack(
     """
     if packing not in ("user_tree", "none"):
         raise ConfigError(f"packing_pages '{packing}' is not one of user_tree, none")
-    if packing == "none":
-        views = {
-            split: dataset.examples(split, max_history=policy.prompts.grammar.max_history)
-            for split in ("train", "valid")
-        }
-        return {
-            split: build_rows(pages, policy.prompts, target=target, max_items=max_items, max_exposed=max_exposed)
-            for split, pages in views.items()
-        }, None
-    if target != "page":
+    if packing == "user_tree" and target != "page":
         raise ConfigError(f"packing_pages user_tree hangs whole pages; for target '{target}' set it to none")
-    split = {"train": dataset.split.train, "valid": dataset.split.valid}
-    trees = {
-        name: build_trees(dataset.pages, pages, policy.prompts, max_items=max_items, max_exposed=max_exposed)
-        for name, pages in split.items()
-    }
-    return trees, TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
+
+    def write(split: Literal["train", "valid"]) -> tuple[Rows, list[int]]:
+        limits = {"max_items": max_items, "max_exposed": max_exposed}
+        if packing == "user_tree":
+            return build_trees(dataset.pages, getattr(dataset.split, split), policy.prompts, **limits)
+        examples = dataset.examples(split, max_history=policy.prompts.grammar.max_history)
+        return build_rows(examples, policy.prompts, target=target, **limits)
+
+    (train, lengths), (valid, _) = write("train"), write("valid")
+    collator = TreeCollator(policy.model, pad_id=policy.vocab.pad_id) if packing == "user_tree" else None
+    return Packed(train, valid, lengths, collator)

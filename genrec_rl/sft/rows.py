@@ -42,11 +42,10 @@ def build_rows(
     target: Target,
     max_items: int,
     max_exposed: int = 0,
-) -> Dataset:
-    """Return a dataset of ``input_ids`` and ``labels``, written when a row is read.
+) -> tuple[Dataset, list[int]]:
+    """Return a dataset of ``input_ids`` and ``labels``, written when a row is read, and the length of each row.
 
-    Only three integers a row are kept in memory: the page, which of its items (-1: all), and its length in
-    items, by which the trainer puts like rows into one batch.
+    Only three integers a row are kept in memory: the page, which of its items (-1: all), and the length in items.
 
     Raises:
         ConfigError: for an unknown target.
@@ -71,5 +70,4 @@ def build_rows(
         return {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
 
     sizes = np.array([len(example.context.history) + len(example.items) for example in examples], np.int64)
-    columns = {"page": pages, "place": places, "length": sizes[pages]}
-    return Dataset.from_dict(columns).with_transform(write, columns=["page", "place"])
+    return Dataset.from_dict({"page": pages, "place": places}).with_transform(write), sizes[pages].tolist()

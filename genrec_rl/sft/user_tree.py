@@ -96,8 +96,8 @@ def build_trees(
     *,
     max_items: int,
     max_exposed: int = 0,
-) -> Dataset:
-    """Return a dataset of windows, written when a row is read; ``length`` is for grouping like with like.
+) -> tuple[Dataset, list[int]]:
+    """Return a dataset of windows, written when a row is read, and the length of each in items.
 
     Raises:
         ConfigError: with separators between pages, where a history's last item is written differently in its
@@ -115,8 +115,7 @@ def build_trees(
         return {name: [row[name] for row in rows] for name in COLUMNS}
 
     lengths = [_estimate_length(table, window, max_items=max_items) for window in windows]
-    columns = {"window": np.arange(len(windows)), "length": lengths}
-    return Dataset.from_dict(columns).with_transform(write, columns=["window"])
+    return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write), lengths
 
 
 def _estimate_length(table: PageTable, window: Window, *, max_items: int) -> int:

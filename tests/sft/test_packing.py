@@ -17,15 +17,15 @@ LIMITS = {"max_items": 10, "max_exposed": 0}
 
 
 def test_trees_have_one_row_a_user_and_their_collator(policy):
-    rows, collator = pack(DATASET, policy, packing="user_tree", target="page", **LIMITS)
-    assert {name: len(part) for name, part in rows.items()} == {"train": 2, "valid": 2}
-    assert isinstance(collator, TreeCollator)
+    packed = pack(DATASET, policy, packing="user_tree", target="page", **LIMITS)
+    assert (len(packed.train), len(packed.valid), len(packed.train_lengths)) == (2, 2, 2)
+    assert isinstance(packed.collator, TreeCollator)
 
 
 def test_without_packing_there_is_one_row_a_page(policy):
-    rows, collator = pack(DATASET, policy, packing="none", target="page", **LIMITS)
-    assert {name: len(part) for name, part in rows.items()} == {"train": 3, "valid": 2}
-    assert collator is None
+    packed = pack(DATASET, policy, packing="none", target="page", **LIMITS)
+    assert (len(packed.train), len(packed.valid), len(packed.train_lengths)) == (3, 2, 3)
+    assert packed.collator is None
 
 
 def test_trees_of_single_items_are_refused(policy):

@@ -55,7 +55,7 @@ def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, atte
     policy = make_policy(catalog, grammar=PromptGrammar(**grammar))
     policy.model.set_attn_implementation(attention)
     pages = np.arange(len(TABLE))
-    rows = build_rows(TABLE.select(pages), policy.prompts, target="page", max_items=10)
+    rows, _ = build_rows(TABLE.select(pages), policy.prompts, target="page", max_items=10)
     expected = sum(
         -policy.model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)[i - 1, token]
         for row in rows
@@ -63,7 +63,8 @@ def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, atte
         if token >= 0
     )
     collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
-    found = loss_of(policy.model, collate(list(build_trees(TABLE, pages, policy.prompts, max_items=10))))
+    trees, _ = build_trees(TABLE, pages, policy.prompts, max_items=10)
+    found = loss_of(policy.model, collate(list(trees)))
     weights = list(policy.model.parameters())
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for a, b in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
@@ -91,8 +92,8 @@ def test_pages_left_out_are_not_supervised_but_stay_in_the_history():
 
 
 def test_lengths_for_grouping_are_read_without_writing_rows(policy):
-    trees = build_trees(TABLE, np.arange(6), policy.prompts, max_items=2)
-    assert list(trees["length"]) == [3 + 2 + 1 + 2, 1 + 1 + 2, 0 + 1]
+    _, lengths = build_trees(TABLE, np.arange(6), policy.prompts, max_items=2)
+    assert lengths == [3 + 2 + 1 + 2, 1 + 1 + 2, 0 + 1]
 
 
 def test_page_separators_are_refused(catalog):
