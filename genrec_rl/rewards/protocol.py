@@ -25,9 +25,7 @@ class RewardModel(Protocol):
         """Hex digest of the weights and settings; two models that may score differently differ here."""
         ...
 
-    def score(
-        self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
-    ) -> Float[np.ndarray, "P G"]:
+    def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
         """Score valid catalogue rows for each request: finite values in [0, 1], of the candidates' shape."""
         ...
 

@@ -36,9 +36,7 @@ def embedding(**init):
 
 def test_embedding_similarity_is_the_cosine_to_the_nearest_history_item():
     np.testing.assert_allclose(embedding().similarity([context(0)], ALL, None), [[1, 0.5, 0, -1]], atol=1e-6)
-    np.testing.assert_allclose(
-        embedding().similarity([context(0, 3)], ALL, None), [[1, 0.5, 0, 1]], atol=1e-6
-    )
+    np.testing.assert_allclose(embedding().similarity([context(0, 3)], ALL, None), [[1, 0.5, 0, 1]], atol=1e-6)
 
 
 def test_prefix_similarity_is_the_longest_shared_prefix_over_the_levels():
@@ -136,9 +134,7 @@ def test_report_counts_positives_with_a_history_only():
 
 def test_random_items_pass_at_the_rate_of_their_similarity():
     pages = [example([0], [0] * 500)]
-    assert gate_report(SidPrefixGate(CATALOG), pages, CATALOG, seed=0).random_pass == pytest.approx(
-        0.75, abs=0.06
-    )
+    assert gate_report(SidPrefixGate(CATALOG), pages, CATALOG, seed=0).random_pass == pytest.approx(0.75, abs=0.06)
 
 
 @pytest.mark.parametrize(
