@@ -8,10 +8,12 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import json
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from typing_extensions import is_protocol
 
 from genrec_rl.errors import ConfigError
 
+Block = Mapping[str, Any] | str | None
 OWN_PACKAGES = ("genrec_rl", "reward_models")
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _PLAIN_TYPES = (bool, int, float, str, list, dict, tuple)
@@ -54,17 +57,18 @@ def parse_recipe(
         if path is not None:
             values |= _read_yaml(path, known)
     parser = HfArgumentParser(list(schemas))  # type: ignore[arg-type]
+    parser.error = partial(_refuse, Path(recipe_file).name)
     for action in parser._actions:
         if action.dest in values:
             action.default = values[action.dest]
             action.required = False
     _refuse_unknown_flags(words, {flag for action in parser._actions for flag in action.option_strings})
-    try:
-        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
-    except SystemExit as stop:
-        if stop.code == 0:  # --help
-            raise
-        raise ConfigError(f"{Path(recipe_file).name}: the arguments above were refused (see --help)") from None
+    return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+
+
+def _refuse(recipe: str, message: str) -> None:
+    """Stand in for argparse's own way out, which prints the usage of every key before its message."""
+    raise ConfigError(f"{recipe}: {message}; `--help` lists all keys")
 
 
 def _field_types(schema: type) -> dict[str, Any]:
@@ -137,6 +141,22 @@ def _plain_types(hint: Any) -> list[type]:
         return list({type(v) for v in typing.get_args(hint)})
     origin = typing.get_origin(hint) or hint
     return [origin] if origin in _PLAIN_TYPES else []
+
+
+def read_block(block: Block, *, key: str) -> Mapping[str, Any] | None:
+    """Return a block as a mapping; the command line gives it as JSON, and ``none`` means None.
+
+    Raises:
+        ConfigError: when a string is neither.
+    """
+    if not isinstance(block, str):
+        return block
+    if block.lower() in ("none", "null", ""):
+        return None
+    try:
+        return json.loads(block)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{key}: '{block}' is no JSON ({error}); write {{\"name\": ...}} or none") from None
 
 
 def load_component(

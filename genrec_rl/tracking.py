@@ -7,10 +7,12 @@ import hashlib
 import json
 import math
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +23,7 @@ from genrec_rl.errors import ConfigError, GenRecError
 
 PROJECT = "genrec_rl"
 STAGE_FILE = "stage.json"
+_RECORDED = ("genrec-rl", "torch", "transformers", "trl")
 console = Console(soft_wrap=True)
 
 
@@ -63,12 +66,25 @@ def finish_stage(
         "settings": _plain(settings),
         "inputs": {name: str(folder) for name, folder in inputs.items()},
         "seconds": round(seconds, 1),
+        "commit": _commit(),
+        "versions": {name: metadata.version(name) for name in _RECORDED},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = Path(output_dir) / STAGE_FILE
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2, default=str) + "\n")
     part.replace(path)
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that runs, with ``+`` when files differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def _stage_digest(folder: Path) -> str:
@@ -109,6 +125,7 @@ class Tracker:
         if not enabled:
             return
         self.output_dir = Path(output_dir)
+        self._tables: set[str] = set()
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._file = (self.output_dir / "metrics.jsonl").open("w")
         self._run = self._start_wandb(
@@ -152,7 +169,9 @@ class Tracker:
         """Log a table to W&B, and its rows to ``output_dir/<name>.jsonl``."""
         if not self.enabled:
             return
-        with (self.output_dir / f"{name}.jsonl").open("a") as file:
+        mode = "a" if name in self._tables else "w"
+        self._tables.add(name)
+        with (self.output_dir / f"{name}.jsonl").open(mode) as file:
             for row in rows:
                 file.write(json.dumps({"step": step} | dict(zip(columns, row, strict=True)), default=str) + "\n")
         if self._run is not None:

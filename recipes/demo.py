@@ -22,6 +22,18 @@ RUNS = Path("runs/demo")
 KEY_FILE = "demo_key"
 
 
+def digest_sources() -> bytes:
+    """Digest of all code: results of older code are not reused."""
+    digest = hashlib.sha256()
+    for folder in ("genrec_rl", "reward_models", "recipes"):
+        for path in sorted((RECIPES.parent / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.digest()
+
+
+SOURCES = digest_sources()
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One command of the demo; ``needs`` are the folders it reads."""
@@ -42,8 +54,8 @@ class Stage:
         return RUNS / self.name
 
     def key(self) -> str:
-        """Digest of the recipe's settings and of the stages it reads."""
-        facts = [(RECIPES / f"{self.recipe}.yaml").read_bytes()]
+        """Digest of the code, the recipe's settings and the stages it reads."""
+        facts = [SOURCES, (RECIPES / f"{self.recipe}.yaml").read_bytes()]
         if self.variant:
             facts.append((RECIPES / "variants" / self.variant).read_bytes())
         facts += [(RUNS / need / KEY_FILE).read_bytes() for need in self.needs]

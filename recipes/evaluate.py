@@ -58,7 +58,8 @@ def reward_block(settings: Settings) -> Mapping[str, Any] | None:
     """Return the reward model's block with ``reward_dir`` in it, or None for no R@K."""
     block = read_block(settings.reward_model, key="reward_model")
     if settings.reward_dir is not None:
-        block = block or {"class_path": "reward_models.sim.SIM"}
+        if block is None:
+            raise ConfigError("reward_dir needs a reward_model to load from it; name one, or leave both out")
         block = {**block, "init_args": {**(block.get("init_args") or {}), "path": settings.reward_dir}}
     folder = ((block or {}).get("init_args") or {}).get("path")
     if folder is not None and not Path(folder).is_dir():

@@ -26,7 +26,7 @@ class Settings:
     reward_model: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args: {path}}"})
     gate: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args}, or none: w/o gate"})
     trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
-    lora: dict | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
+    lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
     wandb_project: str = field(default=PROJECT, metadata={"help": "W&B project"})
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
             examples=train,
             scorer=RolloutScorer(reward_model, gate, catalog),
             validation=Validation(valid, BeamRecommender(policy, catalog=catalog), beams=settings.eval_beams),
-            peft_config=lora_config(settings.lora),
+            peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker)],
         )
         trainer.add_callback(TableCallback(tracker, name="rollouts", columns=TABLE_COLUMNS,

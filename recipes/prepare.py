@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = read_source(settings)
     card = write_dataset(tables, settings.output_dir, page_rule=settings.page_rule, split=settings.split)
     seconds = time.monotonic() - started
-    finish_stage(settings.output_dir, stage="data", settings=settings, inputs={}, seconds=seconds)
+    finish_stage(settings.output_dir, stage="prepare", settings=settings, inputs={}, seconds=seconds)
     print_card(card)
 
 

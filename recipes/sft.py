@@ -37,7 +37,7 @@ class Settings:
     )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
-    lora: dict | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
+    lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
     wandb_project: str = field(default=PROJECT, metadata={"help": "W&B project"})
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
             data_collator=rows.collator,
             lengths=rows.train_lengths,
             processing_class=policy.tokenizer,
-            peft_config=lora_config(settings.lora),
+            peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker)],
             validation=Validation(valid, BeamRecommender(policy, catalog=catalog), beams=settings.eval_beams),
         )

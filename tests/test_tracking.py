@@ -23,6 +23,13 @@ def test_tables_are_written_row_by_row(tmp_path):
     assert rows_of(tmp_path / "samples.jsonl") == [{"step": 7, "x": 1, "y": "a"}, {"step": 7, "x": 2, "y": "b"}]
 
 
+def test_a_second_run_into_the_same_folder_replaces_the_tables(tmp_path):
+    for value in (1, 2):
+        with Tracker(tmp_path, job_type="test", config={}) as tracker:
+            tracker.log_table("samples", ["x"], [(value,)], step=0)
+    assert rows_of(tmp_path / "samples.jsonl") == [{"step": 0, "x": 2}]
+
+
 def test_a_tracker_of_another_rank_writes_nothing(tmp_path):
     with Tracker(tmp_path / "run", job_type="test", config={}, enabled=False) as tracker:
         tracker.log({"a": 1.0})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def plot_training(runs: Mapping[str, str | Path], path: str | Path) -> None:
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for colour, (name, folder) in zip(_COLOURS[3:], runs.items(), strict=False):
+    for colour, (name, folder) in zip(cycle(_COLOURS[3:]), runs.items(), strict=False):
         rows = _read_rows(folder)
         drawn = 0
         for dash, (stage, key) in zip(_DASHES, REWARD_STAGES.items(), strict=False):

@@ -1,32 +1,12 @@
 """Reward models and gates from YAML blocks, checked before anything heavy loads."""
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from genrec_rl.config import load_component
+from genrec_rl.config import Block, load_component, read_block
 from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.protocol import Gate, RewardModel
 from genrec_rl.sids.catalog import Catalog
-
-Block = Mapping[str, Any] | str | None
-
-
-def read_block(block: Block, *, key: str) -> Mapping[str, Any] | None:
-    """Return a block as a mapping; the command line gives it as JSON, and ``none`` means None.
-
-    Raises:
-        ConfigError: when a string is neither.
-    """
-    if not isinstance(block, str):
-        return block
-    if block.lower() in ("none", "null", ""):
-        return None
-    try:
-        return json.loads(block)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{key}: '{block}' is no JSON ({error}); write {{\"class_path\": ...}} or none") from None
 
 
 def load_reward_model(block: Block, *, catalog: Catalog, trusted_packages: Sequence[str] = ()) -> RewardModel:

@@ -104,7 +104,9 @@ def build_trees(
             middle than at its end.
     """
     if prompts.grammar.separator == "page":
-        raise ConfigError("packing user_tree needs separator item or none; with separator page set `packing: none`")
+        raise ConfigError(
+            "packing user_tree needs separator item or none; with separator page set `packing_pages: none`"
+        )
     windows = cut_windows(table, chosen, max_history=prompts.grammar.max_history)
 
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:

@@ -9,21 +9,29 @@ from tests.rl.test_trainer import G, make_trainer
 
 
 def test_without_settings_there_is_no_lora():
-    assert lora_config(None) is None
+    assert lora_config(None, is_tied=True) is None
+
+
+def test_an_lm_head_of_its_own_is_trained_too():
+    assert "lm_head" in lora_config({}, is_tied=False).modules_to_save
+    assert "lm_head" not in lora_config({}, is_tied=True).modules_to_save
+
+
+def test_the_command_line_gives_json():
+    assert lora_config('{"r": 3}', is_tied=True).r == 3
 
 
 def test_unknown_argument_is_refused():
     with pytest.raises(ConfigError, match="rank"):
-        lora_config({"rank": 4})
+        lora_config({"rank": 4}, is_tied=True)
 
 
 def test_rl_with_lora_trains_adapters_merger_and_sid_tokens_and_nothing_else(catalog, examples, tmp_path):
     before = make_policy(catalog)
     policy = make_policy(catalog)
-    trainer = make_trainer(
-        policy, catalog, examples, tmp_path, peft_config=lora_config({"r": 2}), per_device_train_batch_size=2 * G,
-        max_steps=2,
-    )  # fmt: skip
+    lora = lora_config({"r": 2}, is_tied=True)
+    settings = {"per_device_train_batch_size": 2 * G, "max_steps": 2}
+    trainer = make_trainer(policy, catalog, examples, tmp_path, peft_config=lora, **settings)
     trainer.train()
     merged = merge_lora(trainer.model)
     assert merged is policy.model
@@ -40,7 +48,7 @@ def test_rl_with_lora_trains_adapters_merger_and_sid_tokens_and_nothing_else(cat
 
 def test_merging_leaves_the_scores_as_they_were(catalog):
     policy = make_policy(catalog)
-    adapted = get_peft_model(policy.model, lora_config({"r": 2}))
+    adapted = get_peft_model(policy.model, lora_config({"r": 2}, is_tied=True))
     for name, weights in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weights)

@@ -1,7 +1,8 @@
 import pytest
 
+from genrec_rl.config import read_block
 from genrec_rl.errors import ConfigError
-from genrec_rl.rewards.components import load_gate, load_reward_model, read_block
+from genrec_rl.rewards.components import load_gate, load_reward_model
 
 
 def test_a_block_on_the_command_line_is_json():

@@ -98,5 +98,5 @@ def test_lengths_for_grouping_are_read_without_writing_rows(policy):
 
 def test_page_separators_are_refused(catalog):
     policy = make_policy(catalog, grammar=PromptGrammar(separator="page"))
-    with pytest.raises(ConfigError, match="packing: none"):
+    with pytest.raises(ConfigError, match="packing_pages: none"):
         build_trees(TABLE, np.arange(6), policy.prompts, max_items=10)
