@@ -84,7 +84,6 @@ def main(argv: list[str] | None = None) -> None:
             train_dataset=rows.train,
             eval_dataset=rows.valid,
             data_collator=rows.collator,
-            lengths=rows.train_lengths,
             processing_class=policy.tokenizer,
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker)],

@@ -14,11 +14,10 @@ from genrec_rl.sft.user_tree import TreeCollator, build_trees
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
-    """Rows to train on and to validate with, the training rows' lengths, and their collator (None: TRL's own)."""
+    """Rows to train on and to validate with, and their collator (None: TRL's own)."""
 
     train: Rows
     valid: Rows
-    train_lengths: list[int]
     collator: TreeCollator | None = None
 
 
@@ -44,13 +43,12 @@ def pack(
     if packing == "user_tree" and target != "page":
         raise ConfigError(f"packing_pages user_tree hangs whole pages; for target '{target}' set it to none")
 
-    def write(split: Literal["train", "valid"]) -> tuple[Rows, list[int]]:
+    def write(split: Literal["train", "valid"]) -> Rows:
         limits = {"max_items": max_items, "max_exposed": max_exposed}
         if packing == "user_tree":
             return build_trees(dataset.pages, getattr(dataset.split, split), policy.prompts, **limits)
         examples = dataset.examples(split, max_history=policy.prompts.grammar.max_history)
         return build_rows(examples, policy.prompts, target=target, **limits)
 
-    (train, lengths), (valid, _) = write("train"), write("valid")
     collator = TreeCollator(policy.model, pad_id=policy.vocab.pad_id) if packing == "user_tree" else None
-    return Packed(train, valid, lengths, collator)
+    return Packed(write("train"), write("valid"), collator)

@@ -42,10 +42,10 @@ def build_rows(
     target: Target,
     max_items: int,
     max_exposed: int = 0,
-) -> tuple[Dataset, list[int]]:
-    """Return a dataset of ``input_ids`` and ``labels``, written when a row is read, and the length of each row.
+) -> Dataset:
+    """Return a dataset of ``input_ids`` and ``labels``, written when a row is read.
 
-    Only three integers a row are kept in memory: the page, which of its items (-1: all), and the length in items.
+    Only two integers a row are kept in memory: the page, and which of its items (-1: all).
 
     Raises:
         ConfigError: for an unknown target.
@@ -69,5 +69,4 @@ def build_rows(
             rows.append(training_row(prompts, example, items))
         return {key: [row[key] for row in rows] for key in ("input_ids", "labels")}
 
-    sizes = np.array([len(example.context.history) + len(example.items) for example in examples], np.int64)
-    return Dataset.from_dict({"page": pages, "place": places}).with_transform(write), sizes[pages].tolist()
+    return Dataset.from_dict({"page": pages, "place": places}).with_transform(write)

@@ -4,9 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset
-from torch.utils.data import DataLoader, Sampler
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 from typing_extensions import override
@@ -45,28 +43,11 @@ class PageSFTConfig(SFTConfig):
 
 
 class PageSFTTrainer(SFTTrainer):
-    """SFTTrainer whose evaluation also recommends, so that the best checkpoint can be chosen by NDCG@10.
+    """SFTTrainer whose evaluation also recommends, so that the best checkpoint can be chosen by NDCG@10."""
 
-    Args:
-        *args: passed to ``trl.SFTTrainer``.
-        validation: what evaluation measures beside the loss.
-        lengths: of the training rows; like rows then share a batch, which saves padding.
-        **kwargs: passed to ``trl.SFTTrainer``.
-    """
-
-    def __init__(
-        self, *args: Any, validation: Validation | None = None, lengths: list[int] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, validation: Validation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.validation, self.lengths = validation, lengths
-
-    @override
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Group rows by length; transformers' own way would write every row to measure it."""
-        if self.lengths is None:
-            return super()._get_train_sampler(train_dataset)
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(batch, lengths=self.lengths)
+        self.validation = validation
 
     @override
     def evaluation_loop(

@@ -96,8 +96,8 @@ def build_trees(
     *,
     max_items: int,
     max_exposed: int = 0,
-) -> tuple[Dataset, list[int]]:
-    """Return a dataset of windows, written when a row is read, and the length of each in items.
+) -> Dataset:
+    """Return a dataset of windows, written when a row is read.
 
     Raises:
         ConfigError: with separators between pages, where a history's last item is written differently in its
@@ -116,14 +116,7 @@ def build_trees(
         ]
         return {name: [row[name] for row in rows] for name in COLUMNS}
 
-    lengths = [_estimate_length(table, window, max_items=max_items) for window in windows]
-    return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write), lengths
-
-
-def _estimate_length(table: PageTable, window: Window, *, max_items: int) -> int:
-    """Items in a window: enough to put windows of like length into one batch without writing them."""
-    on_pages = np.minimum(table.item_offsets[window.pages + 1] - table.item_offsets[window.pages], max_items)
-    return window.end - window.start + int(on_pages.sum())
+    return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)
 
 
 class TreeCollator:

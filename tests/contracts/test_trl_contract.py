@@ -43,10 +43,6 @@ def test_evaluation_loop_keeps_its_signature(trainer):
     assert parameters(trainer.evaluation_loop) == expected
 
 
-def test_train_sampler_keeps_its_signature():
-    assert parameters(SFTTrainer._get_train_sampler) == ["self", "train_dataset"]
-
-
 def test_rollouts_are_asked_for_with_prompts_and_trainer():
     source = inspect.getsource(GRPOTrainer._generate)
     assert "self.rollout_func(prompts, self)" in source

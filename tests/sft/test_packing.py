@@ -18,13 +18,13 @@ LIMITS = {"max_items": 10, "max_exposed": 0}
 
 def test_trees_have_one_row_a_user_and_their_collator(policy):
     packed = pack(DATASET, policy, packing="user_tree", target="page", **LIMITS)
-    assert (len(packed.train), len(packed.valid), len(packed.train_lengths)) == (2, 2, 2)
+    assert (len(packed.train), len(packed.valid)) == (2, 2)
     assert isinstance(packed.collator, TreeCollator)
 
 
 def test_without_packing_there_is_one_row_a_page(policy):
     packed = pack(DATASET, policy, packing="none", target="page", **LIMITS)
-    assert (len(packed.train), len(packed.valid), len(packed.train_lengths)) == (3, 2, 3)
+    assert (len(packed.train), len(packed.valid)) == (3, 2)
     assert packed.collator is None
 
 

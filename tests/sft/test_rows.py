@@ -12,7 +12,7 @@ def answers(rows) -> list[list[int]]:
 
 def test_page_row_is_prompt_then_the_pages_positives(policy):
     example = make_example([0, 4], [1], [5])
-    (row,), _ = build_rows([example], policy.prompts, target="page", max_items=10)
+    (row,) = build_rows([example], policy.prompts, target="page", max_items=10)
     prompt = policy.prompts.prompt(example.context).tolist()
     answer = policy.prompts.answer(np.array([1, 5])).tolist()
     assert row["input_ids"] == prompt + answer
@@ -21,22 +21,16 @@ def test_page_row_is_prompt_then_the_pages_positives(policy):
 
 def test_item_rows_repeat_the_prompt_for_each_positive(policy):
     pages = [make_example([0], [1], [5]), make_example([2], [3])]
-    rows, _ = build_rows(pages, policy.prompts, target="item", max_items=9)
+    rows = build_rows(pages, policy.prompts, target="item", max_items=9)
     expected = [policy.prompts.answer(np.array([i])).tolist() for i in (1, 5, 3)]
     assert answers(rows) == expected
 
 
 def test_with_one_positive_a_page_both_targets_are_the_same_rows(policy):
     examples = [make_example([0, 4], [1]), make_example([], [2])]
-    page, _ = build_rows(examples, policy.prompts, target="page", max_items=10)
-    item, _ = build_rows(examples, policy.prompts, target="item", max_items=10)
+    page = build_rows(examples, policy.prompts, target="page", max_items=10)
+    item = build_rows(examples, policy.prompts, target="item", max_items=10)
     assert list(page) == list(item)
-
-
-def test_lengths_for_grouping_are_read_without_writing_rows(policy):
-    pages = [make_example([0, 4], [1], [5]), make_example([], [2])]
-    _, lengths = build_rows(pages, policy.prompts, target="page", max_items=9)
-    assert lengths == [4, 1]
 
 
 def test_exposures_follow_the_positives_and_are_left_out_by_default():

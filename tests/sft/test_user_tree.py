@@ -55,7 +55,7 @@ def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, atte
     policy = make_policy(catalog, grammar=PromptGrammar(**grammar))
     policy.model.set_attn_implementation(attention)
     pages = np.arange(len(TABLE))
-    rows, _ = build_rows(TABLE.select(pages), policy.prompts, target="page", max_items=10)
+    rows = build_rows(TABLE.select(pages), policy.prompts, target="page", max_items=10)
     expected = sum(
         -policy.model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)[i - 1, token]
         for row in rows
@@ -63,7 +63,7 @@ def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, atte
         if token >= 0
     )
     collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
-    trees, _ = build_trees(TABLE, pages, policy.prompts, max_items=10)
+    trees = build_trees(TABLE, pages, policy.prompts, max_items=10)
     found = loss_of(policy.model, collate(list(trees)))
     weights = list(policy.model.parameters())
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -89,11 +89,6 @@ def test_long_history_is_cut_with_half_of_it_kept():
 def test_pages_left_out_are_not_supervised_but_stay_in_the_history():
     windows = cut_windows(TABLE, np.array([0, 2]), max_history=50)
     assert [(w.start, w.end, w.pages.tolist()) for w in windows] == [(0, 3, [0, 2])]
-
-
-def test_lengths_for_grouping_are_read_without_writing_rows(policy):
-    _, lengths = build_trees(TABLE, np.arange(6), policy.prompts, max_items=2)
-    assert lengths == [3 + 2 + 1 + 2, 1 + 1 + 2, 0 + 1]
 
 
 def test_page_separators_are_refused(catalog):
