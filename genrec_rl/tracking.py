@@ -107,7 +107,7 @@ class Tracker:
 
     W&B goes online only with WANDB_MODE=online or a configured key; otherwise the run lies in
     ``output_dir/wandb`` and can be uploaded later with ``wandb sync``. ``enabled=False``, for all processes
-    but the main one, makes a tracker that writes nothing.
+    but the main one, makes a tracker that writes nothing; ``resume=True`` goes on in the files that are there.
     """
 
     def __init__(
@@ -120,14 +120,17 @@ class Tracker:
         group: str | None = None,
         tags: Sequence[str] = (),
         enabled: bool = True,
+        resume: bool = False,
     ) -> None:
         self.enabled, self._run = enabled, None
         if not enabled:
             return
         self.output_dir = Path(output_dir)
+        self._resume = resume
         self._tables: set[str] = set()
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (self.output_dir / "metrics.jsonl").open("w")
+        (self.output_dir / STAGE_FILE).unlink(missing_ok=True)  # until it is written again the stage is not whole
+        self._file = (self.output_dir / "metrics.jsonl").open("a" if resume else "w")
         self._run = self._start_wandb(
             job_type=job_type, config=dict(config), project=project, group=group, tags=list(tags)
         )
@@ -169,29 +172,27 @@ class Tracker:
         """Log a table to W&B, and its rows to ``output_dir/<name>.jsonl``."""
         if not self.enabled:
             return
-        mode = "a" if name in self._tables else "w"
+        mode = "a" if self._resume or name in self._tables else "w"
         self._tables.add(name)
         with (self.output_dir / f"{name}.jsonl").open(mode) as file:
             for row in rows:
                 file.write(json.dumps({"step": step} | dict(zip(columns, row, strict=True)), default=str) + "\n")
-        if self._run is not None:
-            import wandb
-
-            self._to_wandb({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])}, step)
+        self._to_wandb({name: (columns, rows)}, step)
 
     def _to_wandb(self, values: dict[str, Any], step: int | None) -> None:
         if self._run is None:
             return
         try:
+            import wandb
+
+            for name, value in values.items():
+                if isinstance(value, tuple):
+                    columns, rows = value
+                    values[name] = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
             self._run.log(values | ({} if step is None else {"train/global_step": step}))
         except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
             console.print(f"W&B is off from here: {error}. metrics.jsonl goes on.", style="yellow", markup=False)
             self._run = None
-
-    @property
-    def wandb_dir(self) -> Path | None:
-        """Folder of the offline run, or None when W&B is off."""
-        return Path(self._run.dir).parent if self._run is not None else None
 
     def close(self) -> None:
         """Finish the W&B run and the file."""

@@ -64,7 +64,11 @@ class Stage:
     def is_done(self) -> bool:
         """Whether the folder holds this stage, finished, with these settings."""
         key = self.folder / KEY_FILE
-        return (self.folder / STAGE_FILE).is_file() and key.is_file() and key.read_text() == self.key()
+        return (self.folder / STAGE_FILE).is_file() and key.is_file() and key.read_text() == self.signature()
+
+    def signature(self) -> str:
+        """Digest of what was asked and of the record it left: another run into this folder changes it."""
+        return self.key() + hashlib.sha256((self.folder / STAGE_FILE).read_bytes()).hexdigest()
 
 
 STAGES = (
@@ -80,6 +84,7 @@ STAGES = (
 
 def main() -> None:
     os.environ.setdefault("WANDB_MODE", "offline")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     started = time.time()
     for number, stage in enumerate(STAGES, 1):
         command = " ".join([f"recipes/{stage.recipe}.py", *stage.argv])
@@ -89,7 +94,7 @@ def main() -> None:
         console.print(f"\n[bold]{number}/{len(STAGES)} {stage.name}[/]  {command}")
         begun = time.time()
         importlib.import_module(stage.recipe).main(stage.argv)
-        (stage.folder / KEY_FILE).write_text(stage.key())
+        (stage.folder / KEY_FILE).write_text(stage.signature())
         console.print(f"[dim]{stage.name} took {time.time() - begun:.0f} s[/]")
     show_results(seconds=time.time() - started)
 

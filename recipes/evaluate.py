@@ -46,7 +46,10 @@ class Settings:
     ks: list[int] = field(default_factory=lambda: [1, 10, 50], metadata={"help": "ranks to report"})
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
     batch_size: int = field(default=64, metadata={"help": "requests decoded at once"})
-    max_history: int = field(default=50, metadata={"help": "newest history items that systems may see"})
+    max_history: int | None = field(
+        default=None,
+        metadata={"help": "newest history items shown; none: all"},
+    )
     max_requests: int | None = field(default=None, metadata={"help": "score fewer requests: a smoke test only"})
     bootstrap_draws: int = field(default=1000, metadata={"help": "resamples of users behind the intervals"})
     seed: int = field(default=0, metadata={"help": "of the bootstrap and of the sampled users"})

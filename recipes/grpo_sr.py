@@ -3,7 +3,7 @@
     accelerate launch recipes/grpo_sr.py --reward_model '{"class_path": "reward_models.sim.SIM", ...}'
 
 Reads   data, catalogue, the SFT policy and a reward model; recipes/grpo_sr.yaml names those of `make demo`.
-Writes  the aligned policy with the best validation NDCG@10, the start included; metrics.jsonl; rollouts.jsonl
+Writes  the aligned policy with the best validation NDCG@10, compared with the start; metrics.jsonl; rollouts.jsonl
         (sampled rollouts, every stage of their reward); the offline W&B run; checkpoints.
 Watch   train/reward/raw should rise, train/rollout/hallucination_rate fall, and eval/ndcg@10 not fall: a reward
         that rises while eval/ndcg@10 falls is being hacked.
@@ -27,6 +27,7 @@ class Settings:
     gate: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args}, or none: w/o gate"})
     trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
     lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
+    keep_start: bool = field(default=False, metadata={"help": "write the start itself if no checkpoint beats it"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
     wandb_project: str = field(default=PROJECT, metadata={"help": "W&B project"})
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
@@ -56,14 +57,16 @@ def main(argv: list[str] | None = None) -> None:
     catalog.check_items(dataset.items_fingerprint)
     trusted = settings.trusted_packages
     reward_model = load_reward_model(settings.reward_model, catalog=catalog, trusted_packages=trusted)
-    gate = load_gate(settings.gate, catalog=catalog, dataset=dataset, trusted_packages=trusted)
     policy_dir = require_stage(settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py")
     policy = load_policy(policy_dir, catalog=catalog)
     max_history = policy.prompts.grammar.max_history
+    gate = load_gate(
+        settings.gate, catalog=catalog, dataset=dataset, max_history=max_history, trusted_packages=trusted
+    )
     train, valid = (dataset.examples(split, max_history=max_history) for split in ("train", "valid"))
     with Tracker(
         args.output_dir, job_type="grpo_sr", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
-        project=settings.wandb_project, group=settings.wandb_group,
+        project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
     ) as tracker:  # fmt: skip
         trainer = GRPOSRTrainer(
             policy,
@@ -80,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
         use_progress_bar(trainer, ["reward/raw", "rollout/hallucination_rate", "nll", "eval_ndcg@10", "eval_har@10"])
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     merge_lora(trainer.model)
-    policy, verdict = keep_best(trainer, policy, start_dir=policy_dir, catalog=catalog)
+    policy, verdict = keep_best(
+        trainer, policy, start_dir=policy_dir, catalog=catalog, keep_start=settings.keep_start
+    )
     if is_main_process():
         policy.save_pretrained(args.output_dir)
         inputs = {"data": settings.data_dir, "sids": settings.sid_dir, "policy": settings.policy_dir}

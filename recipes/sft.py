@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = pack(dataset, policy, packing=settings.packing_pages, **target)
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
-        project=settings.wandb_project, group=settings.wandb_group,
+        project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
     ) as tracker:  # fmt: skip
         trainer = PageSFTTrainer(
             model=policy.model,

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float, Int, Int8
 from genrec_rl.errors import ConfigError
 from genrec_rl.types import NO_ITEM, Action, Context, Example
 
+_LEAST_MASS = 1e-6
+
 
 class Kind(IntEnum):
     """Where a candidate comes from."""
@@ -72,6 +74,12 @@ class NegativeSampler:
         if forbidden_PM.shape[1] >= n_items and any(len(set(page.tolist())) == n_items for page in positives):
             raise ConfigError(f"a page holds all {n_items} items as positives, so no negative can be drawn")
         rows_PG = np.searchsorted(self._cumulative, rng.random((len(positives), n_per_page)), side="right")
+        mass = np.diff(self._cumulative, prepend=0.0)
+        if any(1 - mass[np.unique(page)].sum() < _LEAST_MASS for page in positives):
+            raise ConfigError(
+                f"a page's positives hold all but {_LEAST_MASS} of the probability that negatives are drawn with; "
+                "lower popular_share"
+            )
         while (is_positive_PG := (rows_PG[..., None] == forbidden_PM[:, None]).any(axis=-1)).any():
             redrawn = rng.random(int(is_positive_PG.sum()))
             rows_PG[is_positive_PG] = np.searchsorted(self._cumulative, redrawn, side="right")

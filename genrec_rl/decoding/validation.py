@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from genrec_rl import metrics
 from genrec_rl.decoding.beam_search import BeamRecommender
+from genrec_rl.errors import ConfigError
 from genrec_rl.types import Example
 
 
@@ -21,6 +22,9 @@ class Validation:
         beams: items recommended per page, at least 10.
         batch_size: pages decoded at once on a process.
         measure_hallucination: also decode without the catalogue's trie and count invalid SIDs.
+
+    Raises:
+        ConfigError: for fewer than 10 beams.
     """
 
     def __init__(
@@ -32,6 +36,8 @@ class Validation:
         batch_size: int = 64,
         measure_hallucination: bool = True,
     ) -> None:
+        if beams < 10:
+            raise ConfigError(f"eval_beams is {beams}; HR@10 and NDCG@10 need at least 10")
         self.examples = examples
         self.recommender = recommender
         self.beams = beams

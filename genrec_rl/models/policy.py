@@ -65,6 +65,9 @@ def create_policy(
 ) -> Policy:
     """Make an untrained policy for a catalogue.
 
+    Weights are float32 whatever the checkpoint's type, as trained weights must be: in bfloat16 a small step is
+    rounded away. Speed comes from autocast (``bf16: true``).
+
     Args:
         catalog: gives the SIDs and their codebook sizes.
         grammar: how prompts are written.
@@ -94,7 +97,7 @@ def create_policy(
         config.vocab_size = len(tokenizer)
         model = GenRecQwen2ForCausalLM(config)
     else:
-        model = GenRecQwen2ForCausalLM.from_pretrained(backbone, config=config)
+        model = GenRecQwen2ForCausalLM.from_pretrained(backbone, config=config, dtype=torch.float32)
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
@@ -120,7 +123,7 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no policy in '{folder}': it has no config.json; recipes/sft.py makes one")
     try:
-        loaded: Any = GenRecQwen2ForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = GenRecQwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{folder}: the policy cannot be loaded ({error}); train or copy it again") from error
     model, info = loaded

@@ -30,11 +30,19 @@ def load_reward_model(block: Block, *, catalog: Catalog, trusted_packages: Seque
 
 
 def load_gate(
-    block: Block, *, catalog: Catalog, dataset: Dataset, trusted_packages: Sequence[str] = ()
+    block: Block,
+    *,
+    catalog: Catalog,
+    dataset: Dataset,
+    max_history: int | None,
+    trusted_packages: Sequence[str] = (),
 ) -> Gate | None:
-    """Build the gate of a block, or None for "w/o gate"; a tau to be fitted is fitted on validation pages."""
+    """Build the gate of a block, or None for "w/o gate"; a tau to be fitted is fitted on validation pages.
+
+    ``max_history`` must be the policy's, so that tau is fitted on the contexts that rollouts are judged in.
+    """
     values = read_block(block, key="gate")
     if values is None:
         return None
-    provided = {"catalog": catalog, "examples": dataset.examples("valid")}
+    provided = {"catalog": catalog, "examples": dataset.examples("valid", max_history=max_history)}
     return load_component(values, expected=Gate, key="gate", provided=provided, trusted_packages=trusted_packages)

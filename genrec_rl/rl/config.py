@@ -3,15 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from trl import GRPOConfig
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.sft.trainer import has_accelerator
+from genrec_rl.sft.devices import DeviceDefaults, check_devices
 
 
 @dataclass
-class GRPOSRConfig(GRPOConfig):
+class GRPOSRConfig(DeviceDefaults, GRPOConfig):
     """``trl.GRPOConfig`` plus GenRec's choices. ``per_device_train_batch_size`` counts rollouts, as in TRL.
 
     With ``anchor_positives: false`` and ``nll_coef: 0`` this is the paper's plain GRPO.
@@ -34,13 +33,6 @@ class GRPOSRConfig(GRPOConfig):
     num_generations_eval: int | None = field(default=1, metadata={"help": "unused: evaluation recommends instead"})
     per_device_train_batch_size: int = field(default=256, metadata={"help": "rollouts per device and step"})
     disable_dropout: bool = field(default=True, metadata={"help": "rollouts and loss see the same network"})
-    use_cpu: bool = field(default_factory=lambda: not has_accelerator(), metadata={"help": "train on the CPU"})
-    bf16: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "bfloat16 autocast"})
-    activation_checkpointing: bool | None = field(
-        default=False, metadata={"help": "save memory, at a third more time"}
-    )
-    dataloader_pin_memory: bool = field(default_factory=has_accelerator, metadata={"help": "faster copies to a GPU"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
 
     def __post_init__(self) -> None:
         group = self.num_generations or 0
@@ -50,6 +42,7 @@ class GRPOSRConfig(GRPOConfig):
                 f"num_generations {group} (at least 2): a rollout group lives on one device"
             )
         super().__post_init__()
+        check_devices(self)
         if self.nll_coef < 0:
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or positive")
         if self.nll_reduction not in ("sum", "mean"):

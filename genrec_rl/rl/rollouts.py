@@ -60,17 +60,18 @@ class RolloutScorer:
 
 
 def sample_positives(
-    examples: Sequence[Example], prompts: PromptEncoder, *, limit: int, seed: Sequence[int]
+    examples: Sequence[Example], prompts: PromptEncoder, *, limit: int, seeds: Sequence[Sequence[int]]
 ) -> tuple[Int[Tensor, "P M L"], Bool[Tensor, "P M"]]:
     """Write each page's positives as token ids, M = the most that a page has; True where one is real.
 
-    A page with more than ``limit`` gives a random sample, not its first ones, which are its most intense.
+    A page with more than ``limit`` gives a random sample, not its first ones, which are its most intense. Each
+    page has its own seed, so that the draw does not depend on which process draws.
     """
     chosen = []
-    for place, example in enumerate(examples):
+    for example, seed in zip(examples, seeds, strict=True):
         rows = example.positives
         if len(rows) > limit:
-            rows = np.random.default_rng([*seed, place]).choice(rows, size=limit, replace=False)
+            rows = np.random.default_rng(list(seed)).choice(rows, size=limit, replace=False)
         chosen.append(rows)
     width = max(1, *map(len, chosen))
     n_levels = prompts.vocab.n_levels

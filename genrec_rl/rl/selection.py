@@ -1,4 +1,4 @@
-"""Which checkpoint is kept: the best on validation, and the policy that RL started from is one of them."""
+"""Which checkpoint is kept: the best on validation, held against the policy that RL started from."""
 
 from pathlib import Path
 
@@ -10,19 +10,25 @@ from genrec_rl.sids.catalog import Catalog
 METRIC = "eval_ndcg@10"
 
 
-def keep_best(trainer: Trainer, policy: Policy, *, start_dir: str | Path, catalog: Catalog) -> tuple[Policy, str]:
-    """Return the policy to keep, and a sentence saying why.
+def keep_best(
+    trainer: Trainer, policy: Policy, *, start_dir: str | Path, catalog: Catalog, keep_start: bool
+) -> tuple[Policy, str]:
+    """Return the policy to hand on, and a sentence that compares it with the start.
 
-    The trainer has loaded its best checkpoint; where none is better than the evaluation at step 0, the start
-    comes back, so that RL never hands on a policy that is worse on validation.
+    The trainer holds its best checkpoint (``load_best_model_at_end`` by ``METRIC``) or its last one. Where that is
+    not better than the evaluation at step 0, the sentence says so, and with ``keep_start`` the start comes back.
     """
     measured = [(row["step"], row[METRIC]) for row in trainer.state.log_history if METRIC in row]
     start = next((value for step, value in measured if step == 0), None)
     later = [(value, step) for step, value in measured if step > 0]
     if start is None or not later:
         return policy, "the last step is kept: nothing was evaluated before and after training"
-    best, step = max(later)
-    numbers = f"validation NDCG@10 {start:.4f} at the start, {best:.4f} at step {step}, the best"
-    if best > start:
+    has_best = trainer.args.load_best_model_at_end and trainer.args.metric_for_best_model == METRIC
+    held, step = max(later) if has_best else later[-1]
+    which = "the best" if has_best else "the last"
+    numbers = f"validation NDCG@10 {start:.4f} at the start, {held:.4f} at step {step}, {which}"
+    if held > start:
         return policy, numbers
-    return load_policy(start_dir, catalog=catalog), f"{numbers}: RL did not help, the start is kept"
+    if keep_start:
+        return load_policy(start_dir, catalog=catalog), f"{numbers}: RL did not help, the start is kept"
+    return policy, f"{numbers}: RL did not help, so serve the start ({start_dir})"

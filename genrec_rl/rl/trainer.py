@@ -36,7 +36,7 @@ from genrec_rl.types import CalibratedRewards, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
 _PROMPT_KEYS = ("prompt_ids", "prompt_mask")
-_UNINFORMATIVE = ("completions/", "clip_ratio/", "rewards/")
+_UNINFORMATIVE = ("completions/", "clip_ratio/", "rewards/", "reward_std", "frac_reward_zero_std")
 
 
 class GRPOSRTrainer(GRPOTrainer):
@@ -133,9 +133,9 @@ class GRPOSRTrainer(GRPOTrainer):
         for name in _PROMPT_KEYS:
             output[name] = output[name][::size]
         examples = [self.examples[row["page"]] for row in inputs[::size]]
-        seed = (self.args.seed, self.state.global_step, self.accelerator.process_index)
+        seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[:: self.num_generations]]
         tokens, is_positive = sample_positives(
-            examples, self.policy.prompts, limit=self.args.max_positives, seed=seed
+            examples, self.policy.prompts, limit=self.args.max_positives, seeds=seeds
         )
         device = self.accelerator.device
         return output | {"positive_ids": tokens.to(device), "is_positive": is_positive.to(device)}

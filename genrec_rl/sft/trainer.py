@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -11,34 +10,26 @@ from typing_extensions import override
 
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
-
-
-def has_accelerator() -> bool:
-    """Whether this machine has a GPU that torch can use."""
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+from genrec_rl.sft.devices import DeviceDefaults, check_devices
 
 
 @dataclass
-class PageSFTConfig(SFTConfig):
+class PageSFTConfig(DeviceDefaults, SFTConfig):
     """``trl.SFTConfig`` with what page rows need; everything else stays TRL's.
 
     On a machine without a GPU the run is on the CPU in float32 unless told otherwise.
     """
 
-    use_cpu: bool = field(default_factory=lambda: not has_accelerator(), metadata={"help": "train on the CPU"})
-    bf16: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "bfloat16 autocast"})
-    activation_checkpointing: bool | None = field(
-        default=False, metadata={"help": "save memory, at a third more time"}
-    )
     max_length: int | None = field(default=None, metadata={"help": "rows are never cut; see max_history"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are written when read"})
-    dataloader_pin_memory: bool = field(default_factory=has_accelerator, metadata={"help": "faster copies to a GPU"})
-    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_length is not None or self.packing or self.padding_free:
             raise ConfigError("max_length, packing and padding_free would cut pages; set max_history instead")
+        if self.label_smoothing_factor:
+            raise ConfigError("label_smoothing_factor would smooth towards the wrong tokens of a tree; leave it at 0")
+        check_devices(self)
         self.dataset_kwargs = {"skip_prepare_dataset": True}
 
 
@@ -66,3 +57,10 @@ class PageSFTTrainer(SFTTrainer):
             measured = self.validation.measure(self.accelerator)
             output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in measured.items()})
         return output
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log without ``num_tokens``: TRL reads it off the attention mask, which in a tree is no row of tokens."""
+        for metrics in self._metrics.values():
+            metrics.pop("num_tokens", None)
+        super().log(logs, start_time)

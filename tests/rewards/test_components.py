@@ -12,7 +12,7 @@ def test_a_block_on_the_command_line_is_json():
 @pytest.mark.parametrize("word", ["none", "None", "null", ""])
 def test_none_means_no_component(word, catalog):
     assert read_block(word, key="gate") is None
-    assert load_gate(word, catalog=catalog, dataset=None) is None
+    assert load_gate(word, catalog=catalog, dataset=None, max_history=None) is None
 
 
 def test_broken_json_is_shown():

@@ -43,13 +43,13 @@ def test_items_that_share_a_sid_hit_together():
 
 def test_padding_of_positives_is_marked(policy):
     pages = [make_example([0], [1]), make_example([0], [2, 3])]
-    tokens, is_positive = sample_positives(pages, policy.prompts, limit=8, seed=[0])
+    tokens, is_positive = sample_positives(pages, policy.prompts, limit=8, seeds=[[0], [1]])
     assert is_positive.tolist() == [[True, False], [True, True]]
     assert tokens[1].flatten().tolist() == policy.prompts.answer(np.array([2, 3])).tolist()
 
 
 def test_sampling_depends_on_the_seed_alone(policy):
     page = [make_example([0], list(range(10)))]
-    draws = [sample_positives(page, policy.prompts, limit=3, seed=seed)[0] for seed in ([1], [1], [2])]
+    draws = [sample_positives(page, policy.prompts, limit=3, seeds=[seed])[0] for seed in ([1], [1], [2])]
     assert draws[0].equal(draws[1])
     assert not draws[0].equal(draws[2])

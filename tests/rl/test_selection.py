@@ -5,9 +5,10 @@ import pytest
 from genrec_rl.rl.selection import keep_best
 
 
-def trainer_with(*measured):
+def trainer_with(*measured, best=True):
     rows = [{"step": step, "eval_ndcg@10": value} for step, value in measured] + [{"step": 1, "loss": 0.5}]
-    return SimpleNamespace(state=SimpleNamespace(log_history=rows))
+    args = SimpleNamespace(load_best_model_at_end=best, metric_for_best_model="eval_ndcg@10")
+    return SimpleNamespace(state=SimpleNamespace(log_history=rows), args=args)
 
 
 def test_a_better_checkpoint_is_kept(policy, catalog):
@@ -18,15 +19,33 @@ def test_a_better_checkpoint_is_kept(policy, catalog):
     assert verdict == "validation NDCG@10 0.1000 at the start, 0.3000 at step 5, the best"
 
 
+def test_a_trainer_that_holds_its_last_step_is_judged_by_that(policy, catalog, tmp_path):
+    policy.save_pretrained(tmp_path)
+    trainer = trainer_with((0, 0.2), (5, 0.3), (9, 0.1), best=False)
+    kept, verdict = keep_best(trainer, policy, start_dir=tmp_path, catalog=catalog, keep_start=True)
+    assert kept is not policy
+    assert "0.1000 at step 9, the last" in verdict
+
+
 @pytest.mark.parametrize("best", [0.1, 0.05])
 def test_without_improvement_the_start_comes_back(policy, catalog, tmp_path, best):
     policy.save_pretrained(tmp_path)
-    kept, verdict = keep_best(trainer_with((0, 0.1), (5, best)), policy, start_dir=tmp_path, catalog=catalog)
+    kept, verdict = keep_best(
+        trainer_with((0, 0.1), (5, best)), policy, start_dir=tmp_path, catalog=catalog, keep_start=True
+    )
     assert kept is not policy
     assert verdict.endswith("RL did not help, the start is kept")
 
 
 def test_without_evaluations_the_last_step_is_kept(policy, catalog):
-    kept, verdict = keep_best(trainer_with(), policy, start_dir="nowhere", catalog=catalog)
+    kept, verdict = keep_best(trainer_with(), policy, start_dir="nowhere", catalog=catalog, keep_start=True)
     assert kept is policy
     assert verdict.startswith("the last step is kept")
+
+
+def test_unless_asked_for_the_trained_policy_is_kept_and_the_start_recommended(policy, catalog):
+    kept, verdict = keep_best(
+        trainer_with((0, 0.3), (5, 0.1)), policy, start_dir="runs/sft", catalog=catalog, keep_start=False
+    )
+    assert kept is policy
+    assert verdict.endswith("RL did not help, so serve the start (runs/sft)")

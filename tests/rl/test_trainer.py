@@ -149,7 +149,7 @@ def test_evaluation_recommends_and_a_useless_run_keeps_its_start(catalog, exampl
     trainer.train()
     evaluations = [row for row in trainer.state.log_history if "eval_ndcg@10" in row]
     assert [row["step"] for row in evaluations] == [0, 1]
-    kept, verdict = keep_best(trainer, policy, start_dir=tmp_path / "start", catalog=catalog)
+    kept, verdict = keep_best(trainer, policy, start_dir=tmp_path / "start", catalog=catalog, keep_start=True)
     assert kept is not policy
     assert "the start is kept" in verdict
 
@@ -158,7 +158,7 @@ def test_long_pages_are_sampled_not_cut(policy, examples):
     (page,) = [example for example in examples if len(example.positives) == 3]
     drawn = set()
     for step in range(30):
-        tokens, is_positive = sample_positives([page], policy.prompts, limit=2, seed=[step])
+        tokens, is_positive = sample_positives([page], policy.prompts, limit=2, seeds=[[step]])
         assert is_positive.tolist() == [[True, True]]
         drawn |= {tuple(sid) for sid in tokens[0].tolist()}
     assert drawn == {tuple(sid) for sid in policy.prompts.answer(page.positives).reshape(-1, 3).tolist()}

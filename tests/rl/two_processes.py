@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from genrec_rl.rewards.gates import SidPrefixGate
 from tests.fixtures import make_catalog, make_example, make_policy
 from tests.rl.test_trainer import G, make_trainer
 
@@ -14,9 +15,12 @@ from tests.rl.test_trainer import G, make_trainer
 def main(folder: Path) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     catalog = make_catalog()
-    examples = [make_example([i, 11 - i], [(3 * i) % 12]) for i in range(8)]
+    # pages of 0, 1, 2 and 10 positives: ranks see different numbers, and the longest page must be sampled
+    positives = [[], [3], [4, 7], list(range(10)), [1], [5, 6], [], [11]]
+    examples = [make_example([i, 11 - i], page, exposed=[i]) for i, page in enumerate(positives)]
     policy = make_policy(catalog)
-    trainer = make_trainer(policy, catalog, examples, folder, per_device_train_batch_size=8 * G // world)
+    gate = SidPrefixGate(catalog, reference="history")
+    trainer = make_trainer(policy, catalog, examples, folder, gate=gate, per_device_train_batch_size=8 * G // world)
     trainer.train()
     row = next(row for row in trainer.state.log_history if "reward/raw" in row)
     weights = torch.cat([w.detach().flatten() for w in policy.model.parameters()])

@@ -1,0 +1,60 @@
+"""Keep the demo's result: copy what `make demo` measured, with where and by what, and put its table into README.
+
+    make demo && python benchmarks/demo_table.py
+
+Reads   runs/demo/eval/{eval.json,table.md} and the stages' records.
+Writes  benchmarks/results/demo_movielens.{json,md}; the part of README.md between its demo-table markers.
+"""
+
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+from genrec_rl.errors import DataError
+from genrec_rl.tracking import STAGE_FILE, console, require_stage, run_recipe
+
+RUNS = Path("runs/demo")
+RESULTS = Path("benchmarks/results")
+STAGES = ("data", "sids", "sft", "reward", "grpo", "grpo_sr", "eval")
+MARKERS = ("<!-- demo-table:begin -->", "<!-- demo-table:end -->")
+
+
+def main() -> None:
+    for stage in STAGES:
+        require_stage(RUNS / stage, stage=stage, command="make demo #")
+    records = {stage: json.loads((RUNS / stage / STAGE_FILE).read_text()) for stage in STAGES}
+    measured = json.loads((RUNS / "eval" / "eval.json").read_text())
+    result = {
+        "command": "make demo",
+        "commit": records["eval"]["commit"],
+        "versions": records["eval"]["versions"],
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, no GPU",
+        "seconds": {stage: record["seconds"] for stage, record in records.items()},
+        **measured,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "demo_movielens.json").write_text(json.dumps(result, indent=2) + "\n")
+    table = (RUNS / "eval" / "table.md").read_text()
+    (RESULTS / "demo_movielens.md").write_text(table)
+    fill_readme(without_samples(table))
+    console.print(f"{RESULTS}/demo_movielens.json, .md and README.md hold the demo of commit {result['commit']}")
+
+
+def without_samples(table: str) -> str:
+    """Leave the recommendations by title out: README is short."""
+    return re.split(r"^#+ .*recommend.*$", table, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)[0].strip()
+
+
+def fill_readme(text: str) -> None:
+    readme = Path("README.md")
+    before, begin, rest = readme.read_text().partition(MARKERS[0])
+    _, end, after = rest.partition(MARKERS[1])
+    if not (begin and end):
+        raise DataError(f"README.md lacks the markers {MARKERS[0]} and {MARKERS[1]}; put them back")
+    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    run_recipe(main)
