@@ -12,9 +12,8 @@ def trainer_with(*measured, best=True):
 
 
 def test_a_better_checkpoint_is_kept(policy, catalog):
-    kept, verdict = keep_best(
-        trainer_with((0, 0.1), (5, 0.3), (9, 0.2)), policy, start_dir="nowhere", catalog=catalog
-    )
+    trainer = trainer_with((0, 0.1), (5, 0.3), (9, 0.2))
+    kept, verdict = keep_best(trainer, policy, start_dir="nowhere", catalog=catalog, keep_start=True)
     assert kept is policy
     assert verdict == "validation NDCG@10 0.1000 at the start, 0.3000 at step 5, the best"
 
