@@ -63,7 +63,12 @@ def parse_recipe(
             action.default = values[action.dest]
             action.required = False
     _refuse_unknown_flags(words, {flag for action in parser._actions for flag in action.option_strings})
-    return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    try:
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except ConfigError:
+        raise
+    except ValueError as error:  # TRL's and transformers' own checks
+        raise ConfigError(f"{Path(recipe_file).name}: {error}") from None
 
 
 def _refuse(recipe: str, message: str) -> None:
@@ -93,7 +98,7 @@ def _read_yaml(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); name an existing YAML file") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: holds a {type(values).__name__}, expected `key: value` lines")
@@ -115,6 +120,10 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     """Turn PyYAML's ``1e-6`` (a string) into the float that was meant, and refuse other wrong types."""
     if isinstance(hint, str) or value is None:
         return value
+    choices = _choices(hint)
+    if choices and value not in choices:
+        offered = ", ".join(map(str, choices))
+        raise ConfigError(f"{where}: {value!r} is not one of {offered}{nearest(str(value), map(str, choices))}")
     accepted = _plain_types(hint)
     if not accepted or Any in accepted or isinstance(value, tuple(accepted)):
         if isinstance(value, bool) and accepted and bool not in accepted:
@@ -130,6 +139,15 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
 def _names(accepted: Sequence[type]) -> str:
     return " or ".join(t.__name__ for t in accepted)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """Values that a Literal, or an optional one, admits; () for other hints."""
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    members = [member for member in typing.get_args(hint) if member is not type(None)]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return _choices(members[0]) if is_union and len(members) == 1 else ()
 
 
 def _plain_types(hint: Any) -> list[type]:
@@ -154,9 +172,12 @@ def read_block(block: Block, *, key: str) -> Mapping[str, Any] | None:
     if block.lower() in ("none", "null", ""):
         return None
     try:
-        return json.loads(block)
+        values = json.loads(block)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{key}: '{block}' is no JSON ({error}); write {{\"name\": ...}} or none") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{key}: '{block}' is a {type(values).__name__}, expected {{\"name\": ...}} or none")
+    return values
 
 
 def load_component(

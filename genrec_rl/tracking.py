@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 
-from genrec_rl.errors import ConfigError, GenRecError
+from genrec_rl.errors import ConfigError, DataError, GenRecError
 
 PROJECT = "genrec_rl"
 STAGE_FILE = "stage.json"
@@ -37,16 +37,52 @@ def run_recipe(main: Callable[[], None]) -> None:
         raise SystemExit(2) from None
 
 
-def require_stage(folder: str | Path, *, stage: str, command: str) -> Path:
+def require_stage(
+    folder: str | Path, *, stage: str, command: str, made_from: Mapping[str, str | Path] | None = None
+) -> Path:
     """Return the folder of a finished earlier stage.
 
+    Args:
+        folder: where the stage should be.
+        stage: its name, for messages.
+        command: what makes it.
+        made_from: folders that it must have been made from, by the name under which it read them.
+
     Raises:
-        ConfigError: when it is absent or unfinished; the message names the command that makes it.
+        ConfigError: when it is absent or unfinished, or was made from something else.
+        DataError: when its record is damaged.
     """
     path = Path(folder)
     if not (path / STAGE_FILE).is_file():
         raise ConfigError(f"no finished '{stage}' stage in {path}; make it with `{command} --output_dir {path}`")
+    check_made_from(path, made_from or {}, command=command)
     return path
+
+
+def check_made_from(folder: str | Path, made_from: Mapping[str, str | Path], *, command: str) -> None:
+    """Check that a stage read what is used with it now; a folder without a record is not checked.
+
+    Raises:
+        ConfigError: when it was made from something else.
+        DataError: when its record is damaged.
+    """
+    if not (Path(folder) / STAGE_FILE).is_file():
+        return
+    inputs = _read_record(Path(folder)).get("inputs", {})
+    for name, expected in made_from.items():
+        recorded = inputs.get(name)
+        if recorded is not None and recorded["key"] != _stage_digest(Path(expected)):
+            raise ConfigError(
+                f"{folder} was made from other {name} ({recorded['folder']} as it then was) than {expected}; "
+                f"pass what it was made from, or make it again with `{command} --output_dir {folder}`"
+            )
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / STAGE_FILE).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder / STAGE_FILE} is damaged ({error}); make the stage again") from None
 
 
 def stage_key(settings: Any, inputs: Mapping[str, str | Path]) -> str:
@@ -64,7 +100,7 @@ def finish_stage(
         "stage": stage,
         "key": stage_key(settings, inputs),
         "settings": _plain(settings),
-        "inputs": {name: str(folder) for name, folder in inputs.items()},
+        "inputs": {name: {"folder": str(f), "key": _stage_digest(Path(f))} for name, f in inputs.items()},
         "seconds": round(seconds, 1),
         "commit": _commit(),
         "versions": {name: metadata.version(name) for name in _RECORDED},
@@ -88,8 +124,7 @@ def _commit() -> str | None:
 
 
 def _stage_digest(folder: Path) -> str:
-    path = folder / STAGE_FILE
-    return json.loads(path.read_text())["key"] if path.is_file() else str(folder)
+    return str(_read_record(folder)["key"]) if (folder / STAGE_FILE).is_file() else str(folder)
 
 
 def _digest(value: Any) -> str:
@@ -129,11 +164,23 @@ class Tracker:
         self._resume = resume
         self._tables: set[str] = set()
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        (self.output_dir / STAGE_FILE).unlink(missing_ok=True)  # until it is written again the stage is not whole
-        self._file = (self.output_dir / "metrics.jsonl").open("a" if resume else "w")
-        self._run = self._start_wandb(
-            job_type=job_type, config=dict(config), project=project, group=group, tags=list(tags)
-        )
+        self._wandb: dict[str, Any] = {
+            "job_type": job_type,
+            "config": dict(config),
+            "project": project,
+            "group": group,
+        }
+        self._wandb["tags"] = list(tags)
+        self._file: TextIO | None = None
+
+    def _open(self) -> TextIO:
+        """Begin the records with the first row: a run that is refused before it logs leaves an older one whole."""
+        if self._file is None:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            (self.output_dir / STAGE_FILE).unlink(missing_ok=True)  # until it is written again, not whole
+            self._file = (self.output_dir / "metrics.jsonl").open("a" if self._resume else "w")
+            self._run = self._start_wandb(**self._wandb)
+        return self._file
 
     def _start_wandb(self, **settings: Any) -> Any:
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
@@ -164,14 +211,16 @@ class Tracker:
         if not self.enabled:
             return
         row = ({} if step is None else {"step": step}) | {k: _finite(v) for k, v in values.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        file = self._open()
+        file.write(json.dumps(row) + "\n")
+        file.flush()
         self._to_wandb(dict(values), step)
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int | None) -> None:
         """Log a table to W&B, and its rows to ``output_dir/<name>.jsonl``."""
         if not self.enabled:
             return
+        self._open()
         mode = "a" if self._resume or name in self._tables else "w"
         self._tables.add(name)
         with (self.output_dir / f"{name}.jsonl").open(mode) as file:
@@ -202,7 +251,7 @@ class Tracker:
             except Exception as error:  # noqa: BLE001  (whatever W&B raises, a run must go on)
                 _warn(f"W&B did not finish cleanly: {error}")
             self._run = None
-        if self.enabled:
+        if self.enabled and self._file is not None:
             self._file.close()
 
     def __enter__(self) -> Self:

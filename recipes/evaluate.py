@@ -25,7 +25,7 @@ from genrec_rl.evaluation.predictions import PredictionsWriter
 from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
 from genrec_rl.rewards.components import load_reward_model, read_block
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
+from genrec_rl.tracking import PROJECT, Tracker, check_made_from, console, finish_stage, require_stage, run_recipe
 
 
 @dataclass
@@ -76,6 +76,9 @@ def reward_block(settings: Settings) -> Mapping[str, Any] | None:
 def main(argv: list[str] | None = None) -> None:
     (settings,) = parse_recipe([Settings], __file__, argv)
     started, output_dir = time.time(), Path(settings.output_dir)
+    for name in ("max_requests", "max_history"):
+        if (value := getattr(settings, name)) is not None and value < 1:
+            raise ConfigError(f"{name} is {value}; at least 1, or leave it out for all")
     policies, block = parse_policies(settings.policies), reward_block(settings)
     plan = Plan(tuple(settings.ks), settings.beams, settings.batch_size, settings.bootstrap_draws, settings.seed)
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
@@ -83,6 +86,11 @@ def main(argv: list[str] | None = None) -> None:
         require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
     )
     catalog.check_items(dataset.items_fingerprint)
+    if plan.beams > catalog.trie.n_sids:
+        raise ConfigError(f"beams {plan.beams} of {catalog.trie.n_sids} distinct SIDs; lower --beams and --ks")
+    made_from = {"data": settings.data_dir, "sids": settings.sid_dir}
+    for folder in policies.values():
+        check_made_from(folder, made_from, command="accelerate launch recipes/sft.py")
     scorers = {}
     if block is not None:
         scorers["R"] = load_reward_model(block, catalog=catalog, trusted_packages=settings.trusted_packages)

@@ -51,13 +51,14 @@ def main(argv: list[str] | None = None) -> None:
     settings, args = parse_recipe([Settings, GRPOSRConfig], __file__, argv)
     started = time.time()
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
-    catalog = Catalog.load(
-        require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
-    )
+    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
+                            made_from={"data": settings.data_dir})  # fmt: skip
+    catalog = Catalog.load(sid_dir)
     catalog.check_items(dataset.items_fingerprint)
     trusted = settings.trusted_packages
     reward_model = load_reward_model(settings.reward_model, catalog=catalog, trusted_packages=trusted)
-    policy_dir = require_stage(settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py")
+    policy_dir = require_stage(settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py",
+                               made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
     policy = load_policy(policy_dir, catalog=catalog)
     max_history = policy.prompts.grammar.max_history
     gate = load_gate(

@@ -10,6 +10,7 @@ Watch   eval/ndcg@10 rises while eval/har@10 (share of invented SIDs in free bea
 
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
@@ -29,10 +30,10 @@ class Settings:
     embedding_dropout: float = field(default=0.2, metadata={"help": "dropout of the input vectors"})
     residual_dropout: float = field(default=0.2, metadata={"help": "dropout of attention and MLP outputs"})
     merge: bool = field(default=True, metadata={"help": "one vector per prompt item (eq. 5); false: w/o TM"})
-    separator: str = field(default="item", metadata={"help": "item | page | none"})
+    separator: Literal["item", "page", "none"] = field(default="item", metadata={"help": "item | page | none"})
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
-    target: str = field(default="page", metadata={"help": "page (eq. 3 and 4) | item (vanilla NTP)"})
-    packing_pages: str = field(
+    target: Literal["page", "item"] = field(default="page", metadata={"help": "page (eq. 3, 4) | item (vanilla NTP)"})
+    packing_pages: Literal["user_tree", "none"] = field(
         default="user_tree", metadata={"help": "user_tree: a user's history once; none: one row a page"}
     )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
@@ -58,9 +59,9 @@ def main(argv: list[str] | None = None) -> None:
     settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
     started = time.time()
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
-    catalog = Catalog.load(
-        require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
-    )
+    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
+                            made_from={"data": settings.data_dir})  # fmt: skip
+    catalog = Catalog.load(sid_dir)
     catalog.check_items(dataset.items_fingerprint)
     size = BackboneSize(settings.hidden_size, settings.num_layers, settings.num_heads, settings.intermediate_size)
     policy = create_policy(

@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     settings, shape, training = parse_recipe([Settings, SIMConfig, FitSettings], __file__, argv)
     started = time.monotonic()
     data_dir = require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py")
-    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
+    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
+                            made_from={"data": settings.data_dir})  # fmt: skip
     dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
     catalog.check_items(dataset.items_fingerprint)
     train, valid = (dataset.examples(split, max_history=shape.max_history) for split in ("train", "valid"))

@@ -91,6 +91,7 @@ def test_wrong_yaml_is_refused_by_key_and_value(parse, yaml, message):
     [
         (["--step", "3"], "unknown option '--step'; did you mean '--steps'"),
         (["--step=3"], "unknown option '--step'"),
+        (["--search", "softt"], "argument --search"),
         (["--steps", "three"], "argument --steps: invalid int value: 'three'"),
         (["--search", "medium"], "argument --search: invalid choice: 'medium'"),
         (["--config"], "--config needs a file"),
@@ -188,3 +189,8 @@ def test_a_class_that_lacks_a_member_is_refused_by_member():
 def test_a_foreign_or_misshapen_block_is_refused(block, message):
     with pytest.raises(ConfigError, match=message):
         load_component(block, expected=RewardModel, key="reward_model")
+
+
+def test_a_yaml_value_outside_its_choices_is_refused(parse):
+    with pytest.raises(ConfigError, match="search: 'medium' is not one of soft, hard"):
+        parse(yaml="search: medium")

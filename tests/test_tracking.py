@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from genrec_rl.errors import ConfigError
+from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.tracking import Tracker, finish_stage, is_main_process, require_stage, run_recipe, stage_key
 
 
@@ -70,7 +70,8 @@ def test_no_account_means_offline(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setattr("wandb.init", lambda **settings: seen.update(settings))
-    Tracker(tmp_path / "run", job_type="test", config={}).close()
+    with Tracker(tmp_path / "run", job_type="test", config={}) as tracker:
+        tracker.log({"a": 1.0})
     assert seen["mode"] == "offline"
 
 
@@ -79,6 +80,43 @@ def test_stage_key_follows_settings_and_inputs_but_not_the_folder(tmp_path):
     assert key == stage_key({"a": 1, "output_dir": "y"}, {})
     assert key != stage_key({"a": 2}, {})
     assert key != stage_key({"a": 1}, {"data": tmp_path})
+
+
+def test_a_run_that_is_refused_before_it_logs_leaves_the_older_one_whole(tmp_path):
+    finish_stage(tmp_path, stage="data", settings={}, inputs={}, seconds=1.0)
+    (tmp_path / "metrics.jsonl").write_text("old")
+    with pytest.raises(ConfigError), Tracker(tmp_path, job_type="test", config={}):
+        raise ConfigError("no")
+    assert (tmp_path / "metrics.jsonl").read_text() == "old"
+    with Tracker(tmp_path, job_type="test", config={}) as tracker:
+        tracker.log({"a": 1.0})
+    with pytest.raises(ConfigError, match="no finished"):
+        require_stage(tmp_path, stage="data", command="make it")
+
+
+def test_a_resumed_run_goes_on_in_its_files(tmp_path):
+    for resume in (False, True):
+        with Tracker(tmp_path, job_type="test", config={}, resume=resume) as tracker:
+            tracker.log({"a": 1.0})
+    assert len(rows_of(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_a_stage_made_from_other_inputs_is_refused(tmp_path):
+    data, other, sids = (tmp_path / name for name in ("data", "other", "sids"))
+    for folder, seed in ((data, 0), (other, 1)):
+        folder.mkdir()
+        finish_stage(folder, stage="data", settings={"seed": seed}, inputs={}, seconds=1.0)
+    sids.mkdir()
+    finish_stage(sids, stage="sids", settings={}, inputs={"data": data}, seconds=1.0)
+    assert require_stage(sids, stage="sids", command="make it", made_from={"data": data}) == sids
+    with pytest.raises(ConfigError, match="made from other data"):
+        require_stage(sids, stage="sids", command="make it", made_from={"data": other})
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    (tmp_path / "stage.json").write_text('{"key":')
+    with pytest.raises(DataError, match=r"stage\.json is damaged"):
+        require_stage(tmp_path, stage="data", command="make it")
 
 
 def test_a_stage_is_known_by_its_record(tmp_path):

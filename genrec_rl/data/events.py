@@ -21,6 +21,8 @@ EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "action", "request_id", "pos
 LAST_SECOND = 99_999_999_999
 """Year 5138. A larger integer timestamp is taken for milliseconds and refused."""
 
+_ROW = "__row__"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SourceTables:
@@ -130,9 +132,9 @@ def check_items(items: pl.DataFrame) -> pl.DataFrame:
     )
     _refuse_empty("items", items.lazy())
     _refuse_nulls("items", items.lazy(), ["item_id", "title"])
-    repeated = items.with_row_index("row").filter(pl.col("item_id").is_duplicated())
+    repeated = items.with_row_index(_ROW).filter(pl.col("item_id").is_duplicated())
     if len(repeated):
-        rows = repeated.filter(pl.col("item_id") == repeated["item_id"][0])["row"].head(2).to_list()
+        rows = repeated.filter(pl.col("item_id") == repeated["item_id"][0])[_ROW].head(2).to_list()
         raise DataError(
             f"items rows {rows[0]} and {rows[1]}: item_id {repeated['item_id'][0]!r} occurs twice; keep one row"
         )
@@ -154,15 +156,15 @@ def check_tables(events: pl.LazyFrame, items: pl.DataFrame) -> None:
         )
     strays = (
         events.select("item_id")
-        .with_row_index("row")
+        .with_row_index(_ROW)
         .join(items.lazy().select("item_id"), on="item_id", how="anti")
-        .sort("row")
+        .sort(_ROW)
         .head(1)
         .collect()
     )
     if len(strays):
         raise DataError(
-            f"events row {strays['row'][0]}: item_id {strays['item_id'][0]!r} is not in items; "
+            f"events row {strays[_ROW][0]}: item_id {strays['item_id'][0]!r} is not in items; "
             "add its row to items.parquet or remove the event"
         )
 
@@ -217,43 +219,43 @@ def _refuse_nulls(table: str, frame: pl.LazyFrame, names: list[str]) -> None:
 
 
 def _refuse_rows(events: pl.LazyFrame, is_bad: pl.Expr, column: str, reason: Callable[[str], str]) -> None:
-    bad = events.with_row_index("row").filter(is_bad).select("row", column).head(1).collect()
+    bad = events.with_row_index(_ROW).filter(is_bad).select(_ROW, column).head(1).collect()
     if len(bad):
         value = bad[column][0]
-        raise DataError(f"events row {bad['row'][0]}: {column} {value!r} {reason(value)}")
+        raise DataError(f"events row {bad[_ROW][0]}: {column} {value!r} {reason(value)}")
 
 
 def _refuse_repeats(events: pl.LazyFrame, *, has_requests: bool) -> None:
     """Refuse repeated rows, and requests that two users share: their pages would be ambiguous."""
     key = ["request_id", "item_id", "action"] if has_requests else ["user_id", "item_id", "action", "timestamp"]
     repeated = (
-        events.with_row_index("row")
+        events.with_row_index(_ROW)
         .group_by(key)
-        .agg(pl.col("row").sort().head(2))
-        .filter(pl.col("row").list.len() > 1)
-        .sort(pl.col("row").list.last())
+        .agg(pl.col(_ROW).sort().head(2))
+        .filter(pl.col(_ROW).list.len() > 1)
+        .sort(pl.col(_ROW).list.last())
         .head(1)
         .collect()
     )
     if len(repeated):
-        rows, values = repeated["row"][0].to_list(), repeated.select(key).row(0)
+        rows, values = repeated[_ROW][0].to_list(), repeated.select(key).row(0)
         raise DataError(
             f"events rows {rows[0]} and {rows[1]}: ({', '.join(key)}) = {values!r} occurs twice; keep one row"
         )
     if not has_requests:
         return
     shared = (
-        events.with_row_index("row")
+        events.with_row_index(_ROW)
         .group_by("request_id")
-        .agg(pl.col("user_id").n_unique().alias("users"), pl.col("row").min())
+        .agg(pl.col("user_id").n_unique().alias("users"), pl.col(_ROW).min())
         .filter(pl.col("users") > 1)
-        .sort("row")
+        .sort(_ROW)
         .head(1)
         .collect()
     )
     if len(shared):
         raise DataError(
-            f"events row {shared['row'][0]}: request_id {shared['request_id'][0]!r} belongs to "
+            f"events row {shared[_ROW][0]}: request_id {shared['request_id'][0]!r} belongs to "
             f"{shared['users'][0]} users, limit 1; make request ids unique across users"
         )
 

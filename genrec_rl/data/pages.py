@@ -254,6 +254,7 @@ def _rank(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
     rows = items.lazy().select("item_id").with_row_index("row")
     return (
         sort_events(events)
+        .select("user_id", "request_id", "item_id", "timestamp", "action")
         .join(rows, on="item_id", how="left", maintain_order="left")
         .with_row_index("order")
         .select(

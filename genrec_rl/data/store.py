@@ -220,7 +220,10 @@ def _replace_files(draft: Path, output_dir: Path) -> None:
 
 
 def _read_card(path: Path) -> DatasetCard:
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is damaged ({error}); prepare the data again with `{COMMAND}`") from None
     expected = {f.name for f in fields(DatasetCard)}
     if values.keys() != expected:
         raise DataError(

@@ -1,5 +1,6 @@
 """A policy: network, tokenizer, and the prompt writer that belongs to them; made once, checked at every load."""
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -123,21 +124,27 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"no policy in '{folder}': it has no config.json; recipes/sft.py makes one")
     try:
+        facts = json.loads((folder / "config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder}/config.json is damaged ({error}); train or copy the policy again") from None
+    if facts.get("model_type") != GenRecQwen2Config.model_type or not facts.get("grammar"):
+        raise ConfigError(
+            f"'{folder}' holds a {facts.get('model_type', 'config')} without a prompt grammar, no policy"
+        )
+    if facts["catalog_fingerprint"] != catalog.fingerprint:
+        raise DataError(
+            f"{folder}: trained on catalogue {facts['catalog_fingerprint'][:12]}, given {catalog.fingerprint[:12]}; "
+            "pass the --sid_dir that the policy was trained with, or train it again"
+        )
+    try:
         loaded: Any = GenRecQwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{folder}: the policy cannot be loaded ({error}); train or copy it again") from error
     model, info = loaded
     config = model.config
-    if not config.grammar:
-        raise ConfigError(f"'{folder}' holds a {config.model_type} without a prompt grammar, not a policy")
     if info["missing_keys"]:
         raise DataError(f"{folder}: weights are missing ({', '.join(sorted(info['missing_keys']))})")
-    if config.catalog_fingerprint != catalog.fingerprint:
-        raise DataError(
-            f"{folder}: trained on catalogue {config.catalog_fingerprint[:12]}, given {catalog.fingerprint[:12]}; "
-            "pass the --sid_dir that the policy was trained with, or train it again"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     grammar = PromptGrammar(**config.grammar)
     if config.grammar_hash != grammar.digest(vocab):

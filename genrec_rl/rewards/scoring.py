@@ -26,11 +26,15 @@ def score_candidates(
     The model never sees an invalid SID: a placeholder item stands in for it, and its score is thrown away.
 
     Raises:
-        RewardError: when the model returns anything but finite floats in [0, 1] of the candidates' shape.
+        RewardError: when the model raises, or returns anything but finite floats in [0, 1] of the candidates' shape.
     """
     is_valid_PG = rows_PG != NO_ITEM
-    scores_PG = model.score(contexts, _without_invalid(contexts, rows_PG))
     name = type(model).__name__
+    candidates = _without_invalid(contexts, rows_PG)
+    try:
+        scores_PG = model.score(contexts, candidates)
+    except Exception as error:  # (somebody else's code: whatever it raises, say whose it is)
+        raise RewardError(f"{name}.score raised {type(error).__name__}: {error}; see the trace above") from error
     _check_array(scores_PG, rows_PG, f"{name}.score")
     is_outside = (scores_PG < 0) | (scores_PG > 1)
     if is_outside.any():

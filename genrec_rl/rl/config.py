@@ -1,5 +1,6 @@
 """Settings of GRPO-SR: TRL's GRPOConfig, the terms of eq. 8, and defaults that fit three-token answers."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,8 +44,8 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
             )
         super().__post_init__()
         check_devices(self)
-        if self.nll_coef < 0:
-            raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or positive")
+        if not 0 <= self.nll_coef < math.inf:
+            raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
         if self.nll_reduction not in ("sum", "mean"):
             raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
         if self.max_positives < 1:

@@ -40,6 +40,8 @@ def pack(
     """
     if packing not in ("user_tree", "none"):
         raise ConfigError(f"packing_pages '{packing}' is not one of user_tree, none")
+    if max_items < 1 or max_exposed < 0:
+        raise ConfigError(f"max_page_items {max_items} must be at least 1, max_exposed {max_exposed} at least 0")
     if packing == "user_tree" and target != "page":
         raise ConfigError(f"packing_pages user_tree hangs whole pages; for target '{target}' set it to none")
 

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 import reward_models.sim
-from genrec_rl.errors import ConfigError, DataError, GenRecError
+from genrec_rl.errors import ConfigError, GenRecError
 from recipes import build_sids, evaluate, grpo_sr, prepare, sft, train_reward
 
 SIM = "reward_models.sim.SIM"
@@ -119,7 +119,7 @@ def test_catalogue_of_other_data_is_refused(runs, tmp_path):
     build_sids.main([*build_words, "--codebook_sizes", "8", "8", "8"])
     sids = ["--sid_dir", str(tmp_path / "sids"), "--reward_model", "none"]
     words = ["--data_dir", str(runs / "data"), *sids, "--policies", f"sft={runs / 'sft'}"]
-    with pytest.raises(DataError, match="trained on catalogue"):
+    with pytest.raises(ConfigError, match="made from other sids"):
         evaluate.main([*words, "--output_dir", str(tmp_path / "eval")])
 
 

@@ -32,7 +32,7 @@ def test_page_rule_and_split_reach_the_card(tmp_path):
         (["--source", "folder"], "source 'folder' reads a folder"),
         (["--source", "synthetic", "--input", "x"], "input: 'x' has no use"),
         ([*MARKET, "--page_rule", "sameday"], "'sameday' is none of .*did you mean 'same_day'"),
-        (["--source", "movielense"], "arguments above were refused"),
+        (["--source", "movielense"], "argument --source: invalid choice"),
         (["--sauce", "movielens"], "unknown option '--sauce'; did you mean '--source'"),
     ],
 )

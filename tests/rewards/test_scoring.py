@@ -4,6 +4,7 @@ import pytest
 from genrec_rl.errors import RewardError
 from genrec_rl.rewards.scoring import pass_gate, score_candidates
 from genrec_rl.types import NO_ITEM, Context
+from tests.fixtures import make_context
 
 NOBODY = np.empty(0, dtype=np.int64)
 CONTEXTS = [Context(f"u{p}", 100, NOBODY, NOBODY, NOBODY) for p in range(2)]
@@ -109,3 +110,12 @@ def test_similarity_that_is_not_finite_names_the_gate_and_its_position(value):
 
 def test_similarity_beyond_one_is_allowed():
     assert pass_gate(Answers(answer_with(7.0)), CONTEXTS, ROWS, None)[1, 2]
+
+
+def test_a_model_that_raises_is_named():
+    class Raising:
+        def score(self, contexts, candidates):
+            raise IndexError("row 40")
+
+    with pytest.raises(RewardError, match=r"Raising\.score raised IndexError: row 40"):
+        score_candidates(Raising(), [make_context([0])], np.array([[1]]))
