@@ -113,7 +113,7 @@ def plot_training(runs: Mapping[str, str | Path], path: str | Path) -> None:
     right.set_title("Hallucination rate of rollouts", loc="left")
     right.yaxis.set_major_formatter(PercentFormatter(1))
     for axes in (left, right):
-        _tidy(axes)
+        _tidy(axes, from_zero=axes is right)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.lines:
             axes.legend(frameon=False, fontsize="small", ncols=max(1, len(axes.lines) // 3))
@@ -173,8 +173,9 @@ def _requests(report: EvalReport) -> str:
     return f"{requests:,} requests; intervals: 95 % over users" if isinstance(requests, int) else str(requests)
 
 
-def _tidy(axes: Axes) -> None:
+def _tidy(axes: Axes, *, from_zero: bool = True) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.5, alpha=0.5)
     axes.set_axisbelow(True)
-    axes.set_ylim(bottom=0)
+    if from_zero:
+        axes.set_ylim(bottom=0)
