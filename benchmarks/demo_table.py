@@ -18,6 +18,7 @@ from genrec_rl.tracking import STAGE_FILE, console, require_stage, run_recipe
 RUNS = Path("runs/demo")
 RESULTS = Path("benchmarks/results")
 STAGES = ("data", "sids", "sft", "reward", "grpo", "grpo_sr", "eval")
+KEPT = ("Constrained decoding", "Unconstrained decoding", "What this says")
 MARKERS = ("<!-- demo-table:begin -->", "<!-- demo-table:end -->")
 
 
@@ -38,13 +39,15 @@ def main() -> None:
     (RESULTS / "demo_movielens.json").write_text(json.dumps(result, indent=2) + "\n")
     table = (RUNS / "eval" / "table.md").read_text()
     (RESULTS / "demo_movielens.md").write_text(table)
-    fill_readme(without_samples(table))
+    fill_readme(for_readme(table))
     console.print(f"{RESULTS}/demo_movielens.json, .md and README.md hold the demo of commit {result['commit']}")
 
 
-def without_samples(table: str) -> str:
-    """Leave the recommendations by title out: README is short."""
-    return re.split(r"^#+ .*recommend.*$", table, maxsplit=1, flags=re.MULTILINE | re.IGNORECASE)[0].strip()
+def for_readme(table: str) -> str:
+    """Keep the figures and what they say; the paired differences, the protocol and the titles stay in the file."""
+    sections = [part for part in re.split(r"^## ", table, flags=re.MULTILINE) if part.startswith(KEPT)]
+    text = "\n\n".join(f"### {part.strip()}" for part in sections)
+    return f"{text}\n\nDifferences on the same users, protocol and titles: `{RESULTS}/demo_movielens.md`."
 
 
 def fill_readme(text: str) -> None:
