@@ -34,7 +34,9 @@ def score_candidates(
     try:
         scores_PG = model.score(contexts, candidates)
     except Exception as error:  # (somebody else's code: whatever it raises, say whose it is)
-        raise RewardError(f"{name}.score raised {type(error).__name__}: {error}; see the trace above") from error
+        raise RewardError(
+            f"{name}.score raised {type(error).__name__}: {error}; call it on these candidates to see where"
+        ) from error
     _check_array(scores_PG, rows_PG, f"{name}.score")
     is_outside = (scores_PG < 0) | (scores_PG > 1)
     if is_outside.any():
