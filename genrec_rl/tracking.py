@@ -102,7 +102,7 @@ def finish_stage(
         "settings": _plain(settings),
         "inputs": {name: {"folder": str(f), "key": _stage_digest(Path(f))} for name, f in inputs.items()},
         "seconds": round(seconds, 1),
-        "commit": _commit(),
+        "commit": source_commit(),
         "versions": {name: metadata.version(name) for name in _RECORDED},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -112,7 +112,7 @@ def finish_stage(
     part.replace(path)
 
 
-def _commit() -> str | None:
+def source_commit() -> str | None:
     """Commit of the source tree that runs, with ``+`` when files differ from it; None outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
