@@ -35,7 +35,7 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
     from genrec_rl.data.store import load_dataset
-    from genrec_rl.decoding.beam_search import BeamRecommender
+    from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
     from genrec_rl.models.lora import lora_config, merge_lora
     from genrec_rl.models.policy import load_policy
@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> None:
                                            rows=lambda: trainer.rollout_table(dataset.titles),
                                            every=args.rollout_table_steps))  # fmt: skip
         use_progress_bar(trainer, ["reward/raw", "rollout/hallucination_rate", "nll", "eval_ndcg@10", "eval_har@10"])
+        if not trainer.is_fused:
+            console.print(f"prompts are read twice a step: {trainer.why_not_fused}", markup=False)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     merge_lora(trainer.model)
     policy, verdict = keep_best(

@@ -46,7 +46,7 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
     from genrec_rl.data.store import load_dataset
-    from genrec_rl.decoding.beam_search import BeamRecommender
+    from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
     from genrec_rl.models.lora import lora_config, merge_lora
     from genrec_rl.models.policy import BackboneSize, create_policy

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from genrec_rl.decoding.beam_search import BeamRecommender
+from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import System
 from genrec_rl.models.policy import load_policy

@@ -7,13 +7,14 @@ shared by all branches. A branch sees the prompt and itself; its positions go on
     B rows (one prompt each)   P prompt places   G branches   C tokens a branch   S = P + G (C - 1)   V vocabulary
 """
 
-from typing import Any
+import warnings
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from genrec_rl.errors import ConfigError
+from genrec_rl.models.trunk import Branches, Trunk, unwrap
 
 TRUNK, PADDING = -1, -2
 """Owners of a place that are no branch."""
@@ -60,17 +61,23 @@ def tree_mask(owner_BS: Int[Tensor, "B S"], limit_BS: Int[Tensor, "B S"]) -> Boo
 def as_attention_mask(model: Any, mask: Bool[Tensor, "B 1 Q K"], dtype: torch.dtype) -> Tensor:
     """Write a boolean mask the way the model's attention reads it.
 
-    Eager attention ADDS the mask: a boolean one would be silently wrong there.
-
-    Raises:
-        ConfigError: for an attention that takes no arbitrary mask.
+    Eager attention ADDS the mask: a boolean one would be silently wrong there. An attention that takes no arbitrary
+    mask (flash) is replaced by SDPA, with a warning: the numbers stay the same.
     """
     kind = model.config._attn_implementation
-    if kind == "sdpa":
-        return mask
     if kind == "eager":
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    raise ConfigError(f"attn_implementation '{kind}' takes no tree mask; set `attn_implementation: sdpa` (or eager)")
+    if kind != "sdpa":
+        warnings.warn(f"attn_implementation '{kind}' takes no tree mask; the model goes on with 'sdpa'", stacklevel=2)
+        model.set_attn_implementation("sdpa")
+    return mask
+
+
+class BranchScores(NamedTuple):
+    """Of every branch token: its log-probability (nats, full softmax), and the entropy of what it was chosen from."""
+
+    log_probs_BGC: Float[Tensor, "B G C"]
+    entropies_BGC: Float[Tensor, "B G C"]
 
 
 def branch_log_probs(
@@ -80,8 +87,9 @@ def branch_log_probs(
     branches_BGC: Int[Tensor, "B G C"],
     *,
     temperature: float = 1.0,
-) -> tuple[Float[Tensor, "B G C"], Float[Tensor, "B G C"]]:
-    """Return log-probabilities (nats, full softmax) and entropies of every branch token in one forward.
+    train_entropy: bool = False,
+) -> BranchScores:
+    """Score every branch token in one forward; entropies have a gradient only with ``train_entropy``.
 
     ``model`` may be wrapped for distributed training: it is called, never reached into, so that gradients
     are synchronised.
@@ -99,19 +107,40 @@ def branch_log_probs(
         logits_to_keep=torch.arange(n_prompt - 1, inputs.shape[1], device=inputs.device),
         use_cache=False,
     ).logits
-    log_probs = (logits.float() / temperature).log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    return _score(logits[:, 0], logits[:, 1:], branches_BGC, temperature=temperature, train_entropy=train_entropy)
+
+
+def attached_log_probs(
+    model: nn.Module,
+    trunk: Trunk,
+    branches_BGC: Int[Tensor, "B G C"],
+    *,
+    temperature: float = 1.0,
+    train_entropy: bool = False,
+) -> BranchScores:
+    """Score branches on prompts that were read already, and train through a trunk that has a gradient."""
+    branches = Branches(trunk, n_branches=branches_BGC.shape[1])
+    logits = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
+    return _score(trunk.logits_BV, logits, branches_BGC, temperature=temperature, train_entropy=train_entropy)
+
+
+def _score(
+    first_BV: Float[Tensor, "B V"],
+    later_BNV: Float[Tensor, "B N V"],
+    branches_BGC: Int[Tensor, "B G C"],
+    *,
+    temperature: float,
+    train_entropy: bool,
+) -> BranchScores:
+    """Read the answers off the logits of the prompt's end, which all branches share, and of their own places."""
+    n_branches, n_tokens = branches_BGC.shape[1:]
+    log_probs = (torch.cat([first_BV[:, None], later_BNV], dim=1).float() / temperature).log_softmax(-1)
+    with torch.set_grad_enabled(train_entropy and torch.is_grad_enabled()):
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
     first = log_probs[:, :1].expand(-1, n_branches, -1).gather(2, branches_BGC[:, :, 0, None])
-    later = log_probs[:, 1:].unflatten(1, (n_branches, width)).gather(3, branches_BGC[:, :, 1:, None])
+    later = log_probs[:, 1:].unflatten(1, (n_branches, n_tokens - 1)).gather(3, branches_BGC[:, :, 1:, None])
     first_entropy = entropy[:, :1, None].expand(-1, n_branches, -1)
-    return (
+    return BranchScores(
         torch.cat([first, later.squeeze(3)], dim=2),
-        torch.cat([first_entropy, entropy[:, 1:].unflatten(1, (n_branches, width))], dim=2),
+        torch.cat([first_entropy, entropy[:, 1:].unflatten(1, (n_branches, n_tokens - 1))], dim=2),
     )
-
-
-def unwrap(model: Any) -> Any:
-    """Return the transformers model inside DDP's and PEFT's wrappers."""
-    while not hasattr(model, "config") or not hasattr(model, "dtype"):
-        model = model.module
-    return model

@@ -26,6 +26,12 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
     constrained_rollouts: bool = field(
         default=False, metadata={"help": "roll out valid SIDs only; then hallucination is not measured"}
     )
+    rollouts: Literal["beam", "gumbel"] = field(
+        default="beam", metadata={"help": "the G best (beam), or a sample of the policy without repeats (gumbel)"}
+    )
+    fused_step: Literal["auto", "always", "never"] = field(
+        default="auto", metadata={"help": "read a prompt once for rollouts and loss, where that is the same update"}
+    )
     rollout_table_steps: int = field(default=50, metadata={"help": "steps between tables of sampled rollouts"})
 
     loss_type: str = field(default="grpo", metadata={"help": "grpo is eq. 8; any of TRL's others may be chosen"})
@@ -48,6 +54,10 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
         if self.nll_reduction not in ("sum", "mean"):
             raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
+        if self.rollouts not in ("beam", "gumbel"):
+            raise ConfigError(f"rollouts '{self.rollouts}' is not one of beam, gumbel")
+        if self.fused_step not in ("auto", "always", "never"):
+            raise ConfigError(f"fused_step '{self.fused_step}' is not one of auto, always, never")
         if self.max_positives < 1:
             raise ConfigError(f"max_positives is {self.max_positives}, at least 1 is needed")
         if self.use_vllm:

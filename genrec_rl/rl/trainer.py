@@ -22,13 +22,16 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from typing_extensions import override
 
-from genrec_rl.decoding.beam_search import beam_search, resolve
+from genrec_rl.decoding.beam_search import BeamPlan, search_from
+from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import RolloutError
 from genrec_rl.models.policy import Policy
-from genrec_rl.models.prefix_tree import branch_log_probs
+from genrec_rl.models.prefix_tree import BranchScores, attached_log_probs, branch_log_probs
+from genrec_rl.models.trunk import Trunk, read_trunk
 from genrec_rl.rewards.calibration import calibrate_rewards
 from genrec_rl.rl.config import GRPOSRConfig
+from genrec_rl.rl.fused import fuses
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
@@ -68,6 +71,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
+        self._trunk: Trunk | None = None
         self._positive_log_probs: Tensor | None = None
         args.max_completion_length = policy.vocab.n_levels
         with warnings.catch_warnings():
@@ -82,26 +86,44 @@ class GRPOSRTrainer(GRPOTrainer):
                 rollout_func=_roll_out,
                 **kwargs,
             )
+        self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
+        self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels)
+        self._generator = torch.Generator(self.accelerator.device)
+        self._generator.manual_seed(args.seed * 1009 + self.accelerator.process_index)
 
     def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
-        """Beam-search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
+        """Search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
         size = self.num_generations
         distinct = prompts[::size]
         if [p for p in distinct for _ in range(size)] != prompts:
             raise RolloutError(f"prompts do not come in whole groups of {size}; do not replace TRL's sampler")
-        ids, is_prompt = self.policy.prompts.batch([np.asarray(prompt) for prompt in distinct])
-        device = self.accelerator.device
+        batch = self.policy.prompts.batch([np.asarray(prompt) for prompt in distinct])
+        ids, is_prompt = (x.to(self.accelerator.device) for x in batch)
+        if self.is_fused:
+            with self.accelerator.autocast():
+                self._trunk = read_trunk(self.model_wrapped, ids, is_prompt)
+        tokens = self._search(ids, is_prompt)
+        if tokens.shape[1] < size:
+            raise RolloutError(f"num_generations is {size}, but the catalogue holds {tokens.shape[1]} SIDs; lower it")
+        return {"prompt_ids": prompts, "completion_ids": tokens.flatten(0, 1).tolist(), "logprobs": None}
+
+    def _search(self, ids: Tensor, is_prompt: Tensor) -> Tensor:
         with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as wrapped:
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
             was_training = model.training
             model.eval()
-            trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
-            vocab = self.policy.vocab
-            tokens, _ = beam_search(model, ids.to(device), is_prompt.to(device), vocab=vocab, width=size, trie=trie)
+            with self.accelerator.autocast():
+                trunk = self._trunk.detach() if self._trunk else read_trunk(model, ids, is_prompt)
+                found = search_from(
+                    model,
+                    trunk,
+                    vocab=self.policy.vocab,
+                    plan=self._plan,
+                    trie=self.scorer.catalog.trie if self.args.constrained_rollouts else None,
+                    generator=self._generator if self.args.rollouts == "gumbel" else None,
+                )
             model.train(was_training)
-        if tokens.shape[1] < size:
-            raise RolloutError(f"num_generations is {size}, but the catalogue holds {tokens.shape[1]} SIDs; lower it")
-        return {"prompt_ids": prompts, "completion_ids": tokens.flatten(0, 1).tolist(), "logprobs": None}
+        return found.tokens_BWL
 
     @override
     def _calculate_rewards(
@@ -137,13 +159,17 @@ class GRPOSRTrainer(GRPOTrainer):
         tokens, is_positive = sample_positives(
             examples, self.policy.prompts, limit=self.args.max_positives, seeds=seeds
         )
-        device = self.accelerator.device
-        return output | {"positive_ids": tokens.to(device), "is_positive": is_positive.to(device)}
+        extra = {"positive_ids": tokens, "is_positive": is_positive, "group": torch.arange(len(tokens))}
+        return output | {name: x.to(self.accelerator.device) for name, x in extra.items()}
 
     @override
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Return TRL's policy loss plus ``nll_coef`` times the NLL of the positives (eq. 8)."""
         rows = dict(inputs)
+        group = rows.pop("group")
+        if self._trunk is not None:  # TRL shuffled the groups; the trunk lies in the order of the rollouts
+            order = group.argsort()
+            rows = {name: x[order] if torch.is_tensor(x) and x.ndim else x for name, x in rows.items()}
         tokens, is_positive = rows.pop("positive_ids"), rows.pop("is_positive")
         size = rows["completion_ids"].shape[1]
         for name in _GROUP_KEYS:
@@ -153,7 +179,7 @@ class GRPOSRTrainer(GRPOTrainer):
             rows[name] = rows[name].repeat_interleave(size, dim=0)
         self._positives = (tokens, is_positive) if self.args.nll_coef > 0 else None
         loss = super()._compute_loss(model, rows)
-        self._positives = None
+        self._positives = self._trunk = None
         if self.args.nll_coef == 0:
             return loss
         assert self._positive_log_probs is not None
@@ -180,15 +206,18 @@ class GRPOSRTrainer(GRPOTrainer):
         branches = input_ids[:, -logits_to_keep:].unflatten(0, (-1, size))
         if self._positives is not None:
             branches = torch.cat([branches, self._positives[0]], dim=1)
-        chunk = max((batch_size or len(input_ids)) // size, 1)
-        parts = zip(prompt_ids.split(chunk), is_prompt.split(chunk), branches.split(chunk), strict=True)
+        options = {"train_entropy": self._entropy_bonus_enabled}
         with self.accelerator.autocast():
-            scored = [branch_log_probs(model, *part) for part in parts]
-        log_probs = torch.cat([part[0] for part in scored])
-        entropies = torch.cat([part[1] for part in scored])
-        self._positive_log_probs = log_probs[:, size:]
-        rollout_entropies = entropies[:, :size].detach().flatten(0, 1) if compute_entropy else None
-        return log_probs[:, :size].flatten(0, 1), rollout_entropies, None
+            if self._trunk is not None and torch.is_grad_enabled():
+                scored = attached_log_probs(model, self._trunk, branches, **options)
+            else:
+                chunk = max((batch_size or len(input_ids)) // size, 1)
+                parts = zip(prompt_ids.split(chunk), is_prompt.split(chunk), branches.split(chunk), strict=True)
+                scores = [branch_log_probs(model, *part, **options) for part in parts]
+                scored = BranchScores(*(torch.cat(part) for part in zip(*scores, strict=True)))
+        self._positive_log_probs = scored.log_probs_BGC[:, size:]
+        entropies = scored.entropies_BGC[:, :size].flatten(0, 1) if compute_entropy else None
+        return scored.log_probs_BGC[:, :size].flatten(0, 1), entropies, None
 
     @override
     def evaluation_loop(

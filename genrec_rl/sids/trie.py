@@ -14,6 +14,9 @@ from torch import Tensor
 
 from genrec_rl.errors import DataError
 
+NO_NODE = -1
+"""A dead beam's place: it has no children."""
+
 
 class SidTrie:
     """Valid prefixes of a catalogue.
@@ -53,17 +56,15 @@ class SidTrie:
         return len(self.child_code[-1])
 
     def children(
-        self, level: int, nodes: Int[Tensor, "*shape"]
-    ) -> tuple[Int[Tensor, "*shape F"], Int[Tensor, "*shape F"], Bool[Tensor, "*shape F"]]:
-        """Return codes, child nodes and whether each is real, F = the largest fan-out among ``nodes``.
-
-        Places beyond a node's real children repeat its first one and must be masked with the third answer.
-        """
+        self, level: int, nodes: Int[Tensor, "B W"]
+    ) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B M"], Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+        """Return the children of each row's nodes: codes, child nodes, parent's place 0..W-1, and whether real."""
         first = self.first_child[level].to(nodes.device)
-        starts = first[nodes].long()
-        counts = first[nodes + 1].long() - starts
+        starts = first[nodes.clamp(min=0)].long()
+        counts = (first[nodes.clamp(min=0) + 1].long() - starts) * (nodes >= 0)
         places = torch.arange(int(counts.max()), device=nodes.device)
         is_real = places < counts.unsqueeze(-1)
         child_nodes = torch.where(is_real, starts.unsqueeze(-1) + places, starts.unsqueeze(-1))
         codes = self.child_code[level].to(nodes.device)[child_nodes].long()
-        return codes, child_nodes, is_real
+        parents = torch.arange(nodes.shape[1], device=nodes.device)[None, :, None].expand_as(codes)
+        return codes.flatten(1), child_nodes.flatten(1), parents.flatten(1), is_real.flatten(1)

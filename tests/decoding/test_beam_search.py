@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrec_rl.decoding.beam_search import BeamRecommender, beam_search
-from genrec_rl.errors import RolloutError
-from genrec_rl.types import NO_ITEM
+from genrec_rl.decoding.beam_search import BeamPlan, beam_search
+from genrec_rl.errors import ConfigError, RolloutError
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 from tests.models.test_prefix_tree import one_by_one
 
@@ -18,9 +17,18 @@ def prompts_of(policy):
     return prompts, *policy.prompts.batch(prompts)
 
 
+def search(policy, ids, is_prompt, *widths, how=None, **kwargs):
+    """Search with one width for all levels, or one each."""
+    widths = widths * policy.vocab.n_levels if len(widths) == 1 else widths
+    plan = BeamPlan(widths, **(how or {}))
+    return beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, plan=plan, **kwargs)
+
+
 def test_free_beams_equal_transformers_generate(policy):
     _, ids, is_prompt = prompts_of(policy)
-    tokens, scores = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=7)
+    tokens, scores = beam_search(
+        policy.model, ids, is_prompt, vocab=policy.vocab, plan=BeamPlan((7,) * policy.vocab.n_levels)
+    )
     policy.model.generation_config.eos_token_id = None
     reference = policy.model.generate(
         ids, attention_mask=is_prompt.long(), num_beams=7, num_return_sequences=7, max_new_tokens=3, do_sample=False,
@@ -38,7 +46,14 @@ def test_constrained_beams_equal_transformers_generate_with_a_prefix_function(po
         done = sequence[ids.shape[1] :].tolist()
         return sorted({sid[len(done)] for sid in all_tokens if sid[: len(done)] == done})
 
-    tokens, scores = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=4, trie=catalog.trie)
+    tokens, scores = beam_search(
+        policy.model,
+        ids,
+        is_prompt,
+        vocab=policy.vocab,
+        plan=BeamPlan((4,) * policy.vocab.n_levels),
+        trie=catalog.trie,
+    )
     policy.model.generation_config.eos_token_id = None
     reference = policy.model.generate(
         ids, attention_mask=is_prompt.long(), num_beams=4, num_return_sequences=4, max_new_tokens=3, do_sample=False,
@@ -50,7 +65,14 @@ def test_constrained_beams_equal_transformers_generate_with_a_prefix_function(po
 
 def test_wide_constrained_search_ranks_the_whole_catalogue_by_teacher_forcing(policy, catalog):
     prompts, ids, is_prompt = prompts_of(policy)
-    tokens, scores = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=50, trie=catalog.trie)
+    tokens, scores = beam_search(
+        policy.model,
+        ids,
+        is_prompt,
+        vocab=policy.vocab,
+        plan=BeamPlan((50,) * policy.vocab.n_levels),
+        trie=catalog.trie,
+    )
     everything = policy.vocab.token_ids(torch.from_numpy(CODES).long()).expand(len(prompts), -1, -1)
     exact = one_by_one(policy.model, prompts, everything).sum(-1)
     assert tokens.shape == (3, len(CODES), 3)
@@ -63,7 +85,9 @@ def test_free_search_over_everything_is_exhaustive():
     prompt = policy.prompts.prompt(make_context([1]))
     ids, is_prompt = policy.prompts.batch([prompt])
     n_vocab = policy.model.config.vocab_size
-    _, scores = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=n_vocab**2)
+    _, scores = beam_search(
+        policy.model, ids, is_prompt, vocab=policy.vocab, plan=BeamPlan((n_vocab**2,) * policy.vocab.n_levels)
+    )
     every = torch.tensor(list(itertools.product(range(n_vocab), repeat=2)))[None]
     exact = one_by_one(policy.model, [prompt], every).sum(-1)
     assert torch.allclose(scores, exact.sort(dim=1, descending=True).values, atol=1e-5)
@@ -71,33 +95,101 @@ def test_free_search_over_everything_is_exhaustive():
 
 def test_padding_and_neighbours_change_nothing(policy, catalog):
     _, ids, is_prompt = prompts_of(policy)
-    _, together = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=5, trie=catalog.trie)
+    _, together = beam_search(
+        policy.model,
+        ids,
+        is_prompt,
+        vocab=policy.vocab,
+        plan=BeamPlan((5,) * policy.vocab.n_levels),
+        trie=catalog.trie,
+    )
     alone, is_token = policy.prompts.batch([policy.prompts.prompt(make_context([5]))])
-    _, single = beam_search(policy.model, alone, is_token, vocab=policy.vocab, width=5, trie=catalog.trie)
+    _, single = beam_search(
+        policy.model,
+        alone,
+        is_token,
+        vocab=policy.vocab,
+        plan=BeamPlan((5,) * policy.vocab.n_levels),
+        trie=catalog.trie,
+    )
     assert torch.allclose(together[1], single[0], atol=1e-5)
 
 
-def test_constrained_beams_are_valid_and_distinct(policy, catalog):
-    contexts = [make_context(history) for history in HISTORIES]
-    rows = BeamRecommender(policy, catalog=catalog).recommend(contexts, k=12, constrained=True).rows_PG
-    assert (rows != NO_ITEM).all()
-    assert all(len(row.unique()) == 12 for row in rows)
+def test_dead_places_are_marked_and_last(policy, catalog):
+    """Two beams of level 0 lead to 3 to 7 items: the others of 12 places are dead."""
+    _, ids, is_prompt = prompts_of(policy)
+    tokens, scores = search(policy, ids, is_prompt, 2, 12, 12, trie=catalog.trie)
+    alive = scores > -torch.inf
+    first_codes = [set(tokens[b, alive[b], 0].tolist()) for b in range(3)]
+    items_of = policy.vocab.level_starts[0] + CODES[:, 0]
+    n_items = [sum(code in codes for code in items_of) for codes in first_codes]
+    assert alive.sum(1).tolist() == n_items
+    assert tokens.shape[1] == max(n_items)
+    assert (tokens[~alive] == policy.vocab.pad_id).all()
+    assert (alive.int().diff(dim=1) <= 0).all()
 
 
-def test_free_beams_may_invent_sids_and_keep_their_rank(policy, catalog):
-    rollouts = BeamRecommender(policy, catalog=catalog).recommend([make_context([0])], k=40, constrained=False)
-    assert not rollouts.is_valid_PG.all()
-    assert (rollouts.log_probs_PG.diff() <= 0).all()
+def test_level_normalisation_sums_to_one_over_the_levels_codes(policy):
+    catalog = make_catalog(np.array([[a, b] for a in range(4) for b in range(4)]), (4, 4))
+    policy = make_policy(catalog)
+    ids, is_prompt = policy.prompts.batch([policy.prompts.prompt(make_context([1]))])
+    how = {"normalisation": "level"}
+    tokens, scores = search(policy, ids, is_prompt, 16, how=how, trie=catalog.trie)
+    assert scores.exp().sum().item() == pytest.approx(1.0, abs=1e-5)
+    free, free_scores = search(policy, ids, is_prompt, 16, how=how)
+    assert free.equal(tokens)
+    assert free_scores.equal(scores)
 
 
-def test_recommending_leaves_training_mode_as_it_was(policy, catalog):
-    policy.model.train()
-    BeamRecommender(policy, catalog=catalog).recommend([make_context([0])], k=2, constrained=True)
-    assert policy.model.training
+def test_gumbel_beams_are_distinct_items_with_their_own_log_probabilities(policy, catalog):
+    _, ids, is_prompt = prompts_of(policy)
+    best, exact = search(policy, ids, is_prompt, 12, trie=catalog.trie)
+    drawn, scores = search(policy, ids, is_prompt, 5, trie=catalog.trie, generator=torch.Generator().manual_seed(0))
+    for b in range(3):
+        known = {tuple(sid): score for sid, score in zip(best[b].tolist(), exact[b].tolist(), strict=True)}
+        found = [tuple(sid) for sid in drawn[b].tolist()]
+        assert len(set(found)) == 5
+        assert scores[b].tolist() == pytest.approx([known[sid] for sid in found], abs=1e-5)
+    assert not drawn.equal(best[:, :5])
+
+
+def test_logits_in_parts_change_nothing(policy, catalog, monkeypatch):
+    _, ids, is_prompt = prompts_of(policy)
+    whole = search(policy, ids, is_prompt, 7, trie=catalog.trie)
+    monkeypatch.setattr("genrec_rl.decoding.beam_search.LOGITS_AT_ONCE", 1)
+    parts = search(policy, ids, is_prompt, 7, trie=catalog.trie)
+    assert parts[0].equal(whole[0])
+    assert torch.allclose(parts[1], whole[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_bfloat16_finds_nearly_the_same_scores(policy, catalog, attention):
+    _, ids, is_prompt = prompts_of(policy)
+    _, exact = search(policy, ids, is_prompt, 12, trie=catalog.trie)
+    policy.model.set_attn_implementation(attention)
+    policy.model.to(torch.bfloat16)
+    _, scores = search(policy, ids, is_prompt, 12, trie=catalog.trie)
+    assert scores.dtype == torch.float32
+    assert torch.allclose(scores, exact, atol=0.2)
 
 
 def test_broken_weights_are_named(policy, catalog):
+    _, ids, is_prompt = prompts_of(policy)
     with torch.no_grad():
         policy.model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(RolloutError, match="SID level 0"):
-        BeamRecommender(policy, catalog=catalog).recommend([make_context([0])], k=2, constrained=True)
+        search(policy, ids, is_prompt, 2, trie=catalog.trie)
+
+
+def test_plan_of_another_depth_is_refused(policy):
+    _, ids, is_prompt = prompts_of(policy)
+    with pytest.raises(ConfigError, match="for 2 levels of 3"):
+        search(policy, ids, is_prompt, 4, 4)
+
+
+@pytest.mark.parametrize(("widths", "how", "message"), [
+    ((0, 4, 4), {}, "at least 1"), ((), {}, "at least 1"), ((4,), {"normalisation": "row"}, "vocabulary, level"),
+])  # fmt: skip
+def test_impossible_plans_are_refused(widths, how, message):
+    with pytest.raises(ConfigError, match=message):
+        BeamPlan(widths, **how)

@@ -1,8 +1,15 @@
 import pytest
 import torch
 
-from genrec_rl.errors import ConfigError
-from genrec_rl.models.prefix_tree import as_attention_mask, branch_log_probs, tree_layout, tree_mask, tree_positions
+from genrec_rl.models.prefix_tree import (
+    as_attention_mask,
+    attached_log_probs,
+    branch_log_probs,
+    tree_layout,
+    tree_mask,
+    tree_positions,
+)
+from genrec_rl.models.trunk import read_trunk
 from tests.fixtures import make_context
 
 
@@ -73,7 +80,52 @@ def test_boolean_mask_under_eager_becomes_additive(policy):
     assert mask.tolist() == [[[[0.0, torch.finfo(torch.float32).min]]]]
 
 
-def test_attention_without_arbitrary_masks_is_refused(policy):
+def test_attention_without_arbitrary_masks_is_replaced_loudly_with_equal_scores(policy):
+    prompts = [policy.prompts.prompt(make_context(history)) for history in ([0, 4, 7], [5])]
+    branches = torch.randint(4, 16, (2, 5, 3), generator=torch.Generator().manual_seed(0))
+    ids, is_prompt = policy.prompts.batch(prompts)
+    expected = branch_log_probs(policy.model, ids, is_prompt, branches).log_probs_BGC
     policy.model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ConfigError, match="attn_implementation: sdpa"):
-        as_attention_mask(policy.model, torch.ones(1, 1, 1, 1, dtype=torch.bool), torch.float32)
+    with pytest.warns(UserWarning, match="'flash_attention_2' takes no tree mask.*'sdpa'"):
+        found = branch_log_probs(policy.model, ids, is_prompt, branches).log_probs_BGC
+    assert found.equal(expected)
+    assert policy.model.config._attn_implementation == "sdpa"
+
+
+def test_boolean_mask_under_eager_would_be_wrong(policy):
+    """The trap that as_attention_mask closes: eager adds True as 1."""
+    prompt = policy.prompts.prompt(make_context([0, 4, 7]))
+    ids, is_prompt = policy.prompts.batch([prompt])
+    mask = tree_mask(*tree_layout(is_prompt, n_branches=0, width=2))
+    expected = policy.model(input_ids=ids).logits
+    policy.model.set_attn_implementation("eager")
+    additive = as_attention_mask(policy.model, mask, torch.float32)
+    right = policy.model(input_ids=ids, attention_mask={"full_attention": additive})
+    wrong = policy.model(input_ids=ids, attention_mask={"full_attention": mask})
+    assert torch.allclose(right.logits, expected, atol=1e-5)
+    assert not torch.allclose(wrong.logits, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_branches_on_a_live_trunk_equal_one_row_per_branch_in_value_and_gradient(policy, attention):
+    model = policy.model
+    model.set_attn_implementation(attention)
+    prompts = [policy.prompts.prompt(make_context(history)) for history in ([0, 4, 7], [5], [])]
+    branches = torch.randint(4, 16, (3, 5, 3), generator=torch.Generator().manual_seed(0))
+    weights = [*model.parameters()]
+    expected = one_by_one(model, prompts, branches)
+    wanted = torch.autograd.grad(expected.square().sum(), weights)
+    found = attached_log_probs(model, read_trunk(model, *policy.prompts.batch(prompts)), branches).log_probs_BGC
+    gradients = torch.autograd.grad(found.square().sum(), weights)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-4)
+    assert model.config._attn_implementation == attention
+
+
+def test_entropies_have_a_gradient_only_when_they_are_trained(policy):
+    ids, is_prompt = policy.prompts.batch([policy.prompts.prompt(make_context([5]))])
+    branches = torch.tensor([[[4, 8, 12]]])
+    for train in (False, True):
+        scores = branch_log_probs(policy.model, ids, is_prompt, branches, train_entropy=train)
+        assert scores.entropies_BGC.requires_grad == train

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from genrec_rl.decoding.beam_search import BeamRecommender, beam_search
+from genrec_rl.decoding.beam_search import BeamPlan, beam_search
+from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.gates import SidPrefixGate
@@ -47,7 +48,7 @@ def hand_written_loss(policy, catalog, examples, *, gate, alpha, anchor=True):
     for example in examples:
         prompt = policy.prompts.prompt(example.context)
         ids, is_prompt = policy.prompts.batch([prompt])
-        tokens, _ = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, width=G)
+        tokens, _ = beam_search(policy.model, ids, is_prompt, vocab=policy.vocab, plan=BeamPlan((G,) * 3))
         rows = catalog.rows_of(policy.vocab.codes(tokens))[0]
         rewards = torch.tensor([0.0 if row == NO_ITEM else (row + 1) / 20 for row in rows.tolist()])
         if gate is not None:
@@ -66,11 +67,14 @@ def hand_written_loss(policy, catalog, examples, *, gate, alpha, anchor=True):
     return torch.stack(terms).mean()
 
 
+@pytest.mark.parametrize("fused_step", ["never", "always"])
 @pytest.mark.parametrize("gated", [False, True])
-def test_loss_and_gradient_equal_a_hand_written_equation_8(catalog, examples, tmp_path, gated):
+def test_loss_and_gradient_equal_a_hand_written_equation_8(catalog, examples, tmp_path, gated, fused_step):
     gate = SidPrefixGate(catalog) if gated else None
     policy, twin = make_policy(catalog), make_policy(catalog)
-    trainer = make_trainer(policy, catalog, examples, tmp_path, gate=gate, per_device_train_batch_size=G * 6)
+    trainer = make_trainer(policy, catalog, examples, tmp_path, gate=gate, per_device_train_batch_size=G * 6,
+                           fused_step=fused_step)  # fmt: skip
+    assert trainer.is_fused == (fused_step == "always")
     policy.model.train()
     trainer.current_gradient_accumulation_steps = 1  # set by train()
     batch = [row for i in range(len(examples)) for row in [trainer.train_dataset[i]] * G]
@@ -107,6 +111,52 @@ def test_one_update_per_batch_makes_loss_types_equal(catalog, examples, tmp_path
     assert torch.allclose(
         updated_weights(catalog, examples, tmp_path, loss_type=loss_type, **settings), reference, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("settings", [
+    {"gradient_accumulation_steps": 3, "steps_per_generation": 1, "per_device_train_batch_size": 2 * G},
+    {"loss_type": "dapo"}, {"loss_type": "dr_grpo"}, {"entropy_coef": 0.5}, {"importance_sampling_level": "sequence"},
+    {"bf16": True}, {"constrained_rollouts": True}, {"nll_coef": 0.0},
+])  # fmt: skip
+def test_fused_steps_make_the_same_update(catalog, examples, tmp_path, settings):
+    settings = {"per_device_train_batch_size": 6 * G} | settings
+    apart, fused = (
+        updated_weights(catalog, examples, tmp_path, fused_step=choice, **settings) for choice in ("never", "always")
+    )
+    assert torch.allclose(apart, fused, atol=2e-3 if "bf16" in settings else 1e-5)
+
+
+def test_entropy_bonus_reaches_the_weights(catalog, examples, tmp_path):
+    settings = {"per_device_train_batch_size": 6 * G}
+    without, with_bonus = (
+        updated_weights(catalog, examples, tmp_path, entropy_coef=c, **settings) for c in (0.0, 0.5)
+    )
+    assert not torch.allclose(without, with_bonus, atol=1e-4)
+
+
+def test_gumbel_rollouts_differ_from_step_to_step_and_repeat_with_the_seed(catalog, examples, tmp_path):
+    drawn = []
+    for _ in range(2):
+        trainer = make_trainer(make_policy(catalog), catalog, examples, tmp_path, rollouts="gumbel")
+        prompts = [trainer.train_dataset[0]["prompt"]] * G
+        drawn.append([trainer.roll_out(prompts)["completion_ids"] for _ in range(2)])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]
+
+
+@pytest.mark.parametrize(("settings", "reason"), [
+    ({"num_iterations": 2}, "num_iterations is 2"),
+    ({"gradient_accumulation_steps": 2}, "steps_per_generation is 2"),
+    ({"activation_checkpointing": True}, "activation checkpointing"),
+    ({"disable_dropout": False}, "dropout is 0.1"),
+])  # fmt: skip
+def test_fused_step_is_refused_with_its_reason(catalog, examples, tmp_path, settings, reason):
+    policy = make_policy(catalog, embedding_dropout=0.1)
+    trainer = make_trainer(policy, catalog, examples, tmp_path, **settings)
+    assert not trainer.is_fused
+    assert reason in trainer.why_not_fused
+    with pytest.raises(ConfigError, match=reason):
+        make_trainer(policy, catalog, examples, tmp_path, fused_step="always", **settings)
 
 
 def test_several_iterations_and_a_kl_leash_run(catalog, examples, tmp_path):
@@ -172,6 +222,8 @@ def test_long_pages_are_sampled_not_cut(policy, examples):
         ({"nll_reduction": "max"}, "nll_reduction 'max'"),
         ({"max_positives": 0}, "max_positives is 0"),
         ({"mask_truncated_completions": True}, "mask every SID"),
+        ({"rollouts": "random"}, "not one of beam, gumbel"),
+        ({"fused_step": "on"}, "not one of auto, always, never"),
         ({"temperature": 0.5}, "leave it at 1"),
     ],
 )

@@ -1,0 +1,103 @@
+"""A policy that recommends: prompts, beam search, and the catalogue that resolves SIDs to items."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from genrec_rl.decoding.beam_search import BeamPlan, Normalisation, beam_search
+from genrec_rl.errors import ConfigError, RolloutError
+from genrec_rl.models.policy import Policy
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.vocab import SidVocab
+from genrec_rl.types import Context, Rollouts
+
+
+class BeamRecommender:
+    """Recommends with a policy.
+
+    Args:
+        policy: the network and its prompts.
+        catalog: what SIDs mean.
+        batch_size: requests decoded at once; requests of similar length go together.
+        beam_widths: beams of each level in place of k at every level; the last must be k.
+        normalisation: see ``BeamPlan``.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        catalog: Catalog,
+        batch_size: int = 64,
+        beam_widths: Sequence[int] | None = None,
+        normalisation: Normalisation = "vocabulary",
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, at least 1 is needed")
+        self.policy = policy
+        self.catalog = catalog
+        self.batch_size = batch_size
+        self.beam_widths = beam_widths
+        self.normalisation: Normalisation = normalisation
+
+    @torch.no_grad()
+    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
+        """Return the k best SIDs of each context; invalid ones (only if unconstrained) keep their rank.
+
+        Where the catalogue holds fewer than k SIDs, all of them come back.
+
+        Raises:
+            RolloutError: when ``beam_widths`` leave a constrained request without k answers.
+        """
+        plan = self._plan(k)
+        prompts = [self.policy.prompts.prompt(context) for context in contexts]
+        order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
+        model = self.policy.model
+        was_training = model.training
+        model.eval()
+        parts = [
+            self._search([prompts[i] for i in order[start : start + self.batch_size]], plan, constrained=constrained)
+            for start in range(0, len(order), self.batch_size)
+        ]
+        model.train(was_training)
+        if not parts:
+            parts = [(torch.empty(0, k, len(plan.widths), dtype=torch.long), torch.empty(0, k))]
+        back = torch.from_numpy(np.argsort(order, kind="stable"))
+        tokens, log_probs = (torch.cat(part)[back] for part in zip(*parts, strict=True))
+        return resolve(tokens, log_probs, vocab=self.policy.vocab, catalog=self.catalog)
+
+    def _plan(self, k: int) -> BeamPlan:
+        widths = tuple(self.beam_widths or [k] * self.policy.vocab.n_levels)
+        if widths[-1] != k:
+            raise ConfigError(f"beam_widths {list(widths)} end with {widths[-1]}, but {k} answers are asked for")
+        return BeamPlan(widths, self.normalisation)
+
+    def _search(
+        self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, *, constrained: bool
+    ) -> tuple[Int[Tensor, "B W L"], Float[Tensor, "B W"]]:
+        model, trie = self.policy.model, self.catalog.trie if constrained else None
+        ids, is_prompt = (x.to(model.device) for x in self.policy.prompts.batch(prompts))
+        tokens, log_probs = beam_search(model, ids, is_prompt, vocab=self.policy.vocab, plan=plan, trie=trie)
+        wanted = min(plan.widths[-1], self.catalog.trie.n_sids) if constrained else log_probs.shape[1]
+        found = (log_probs > -torch.inf).sum(1)
+        if int(found.min()) < wanted:
+            raise RolloutError(
+                f"beam_widths {list(plan.widths)} leave a request with {int(found.min())} of {wanted} items: too few "
+                "SIDs begin with the prefixes that were kept; widen the first levels"
+            )
+        return tokens.cpu(), log_probs.cpu()
+
+
+def resolve(
+    tokens_PGL: Int[Tensor, "P G L"], log_probs_PG: Float[Tensor, "P G"], *, vocab: SidVocab, catalog: Catalog
+) -> Rollouts:
+    """Read generated tokens as SIDs and look up their items.
+
+    A token that is no code of its level (code -1: malformed) and a well-formed SID without an item are both
+    invalid: row ``NO_ITEM``.
+    """
+    sids = vocab.codes(tokens_PGL.cpu())
+    return Rollouts(sids_PGL=sids, rows_PG=catalog.rows_of(sids), log_probs_PG=log_probs_PG.cpu())

@@ -1,0 +1,176 @@
+"""A prompt read once, and continuations attached to what was kept of it.
+
+    trunk       <|history|> item item ...            keys and values of P places, kept once a prompt
+    branches    N continuations of W places each     a place sees the trunk, and its own branch up to itself
+
+A branch's softmax runs over two pieces, trunk and own past, so the trunk is never copied, whatever N is. It works
+beside every attention implementation, which only the trunk is read with. A trunk that was read with gradient is
+trained through; its detached twin serves beam search.
+
+    B prompts   P prompt places   N branches   W new places of a branch   T past and new places of a branch
+    A query heads   K key heads   D head size   V vocabulary
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, DynamicCache
+
+ATTENTION = "genrec_branches"
+Layers = tuple[tuple[Tensor, Tensor], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trunk:
+    """Prompts that were read: each layer's keys and values (B K P D), and what they predict next."""
+
+    layers: Layers
+    logits_BV: Float[Tensor, "B V"]
+    is_prompt_BP: Bool[Tensor, "B P"]
+    next_position_B1: Int[Tensor, "B 1"]
+
+    def detach(self) -> Self:
+        """Return a twin without gradient, on the same memory."""
+        layers = tuple((keys.detach(), values.detach()) for keys, values in self.layers)
+        return replace(self, layers=layers, logits_BV=self.logits_BV.detach())
+
+    def padding_bias(self) -> Float[Tensor, "B 1 1 P"] | None:
+        """Return what is added to scores so that no branch sees padding; None where there is none."""
+        if self.is_prompt_BP.all():
+            return None
+        keys = self.layers[0][0]
+        bias = torch.zeros(self.is_prompt_BP.shape, dtype=keys.dtype, device=keys.device)
+        return bias.masked_fill_(~self.is_prompt_BP, torch.finfo(keys.dtype).min)[:, None, None]
+
+
+def read_trunk(model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_prompt_BP: Bool[Tensor, "B P"]) -> Trunk:
+    """Read left-padded prompts; with gradient where autograd is on.
+
+    ``model`` may be wrapped for distributed training: it is called, never reached into, so that gradients
+    are synchronised.
+    """
+    cache = DynamicCache(config=unwrap(model).config)
+    positions = (is_prompt_BP.cumsum(1) - 1).clamp(min=0)
+    output = model(
+        input_ids=prompt_ids_BP,
+        attention_mask=None if is_prompt_BP.all() else is_prompt_BP.long(),
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    layers = tuple((layer.keys, layer.values) for layer in cache.layers)
+    return Trunk(layers, output.logits[:, -1].float(), is_prompt_BP, positions[:, -1:] + 1)
+
+
+class Branches:
+    """N branches on a trunk, and the keys and values of the places that they have taken so far.
+
+    Args:
+        trunk: what they hang on.
+        n_branches: N.
+        past: each layer's keys and values (B K N T D) of earlier places; none for new branches.
+    """
+
+    def __init__(self, trunk: Trunk, *, n_branches: int, past: Layers | None = None) -> None:
+        self.trunk = trunk
+        self.n_branches = n_branches
+        self.past = past
+        self.bias = trunk.padding_bias()
+        self._taken: list[tuple[Tensor, Tensor]] = []
+
+    def read(self, model: nn.Module, ids_BN: Int[Tensor, "B N*W"], *, depth: int = 0) -> Any:
+        """Run a causal model, or its backbone, over the branches' next W places, the first at ``depth``."""
+        width = ids_BN.shape[1] // self.n_branches
+        steps = torch.arange(depth, depth + width, device=ids_BN.device).repeat(self.n_branches)
+        self._taken = []
+        with _attending_branches(model):
+            return model(
+                input_ids=ids_BN,
+                attention_mask={"full_attention": None},
+                position_ids=self.trunk.next_position_B1 + steps,
+                use_cache=False,
+                branches=self,
+            )
+
+    def follow(self, parents_BU: Int[Tensor, "B U"]) -> "Branches":
+        """Return U branches of which each goes on from one of the N that were read."""
+        index = parents_BU[:, None, :, None, None]
+
+        def take(states: Tensor) -> Tensor:
+            return states.gather(2, index.expand(-1, states.shape[1], -1, *states.shape[3:]))
+
+        past = tuple((take(keys), take(values)) for keys, values in self._taken)
+        return Branches(self.trunk, n_branches=parents_BU.shape[1], past=past)
+
+    def take(self, layer: int, keys_BKQD: Tensor, values_BKQD: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a layer's new keys and values, and return all of the branches' own (B K N T D)."""
+        keys, values = (x.unflatten(2, (self.n_branches, -1)) for x in (keys_BKQD, values_BKQD))
+        if self.past is not None:
+            old_keys, old_values = self.past[layer]
+            keys, values = torch.cat([old_keys, keys], dim=3), torch.cat([old_values, values], dim=3)
+        self._taken.append((keys, values))
+        return keys, values
+
+
+def branch_attention(
+    queries_BAQD: Float[Tensor, "B A Q D"],
+    trunk_BKPD: tuple[Float[Tensor, "B K P D"], Float[Tensor, "B K P D"]],
+    own_BKNTD: tuple[Float[Tensor, "B K N T D"], Float[Tensor, "B K N T D"]],
+    *,
+    bias: Float[Tensor, "B 1 1 P"] | None,
+    scaling: float,
+) -> Float[Tensor, "B A Q D"]:
+    """Return softmax(q [trunk keys, own keys]) [trunk values, own values] for the N W = Q newest places."""
+    n_rows, n_heads, n_places, size = queries_BAQD.shape
+    (trunk_keys, trunk_values), (own_keys, own_values) = trunk_BKPD, own_BKNTD
+    n_keys, n_branches, n_own = own_keys.shape[1:4]
+    width = n_places // n_branches
+    queries = (queries_BAQD * scaling).view(n_rows, n_keys, n_heads // n_keys, n_branches, width, size)
+    far = queries.flatten(2, 4) @ trunk_keys.transpose(-1, -2)
+    if bias is not None:
+        far = far + bias
+    near = (queries.unsqueeze(-2) * own_keys[:, :, None, :, None]).sum(-1)
+    if width > 1:
+        sees = torch.ones(width, n_own, dtype=torch.bool, device=near.device).tril(n_own - width)
+        near = near.masked_fill(~sees, torch.finfo(near.dtype).min)
+    weights = torch.cat([far, near.flatten(2, 4)], dim=-1).softmax(-1, dtype=torch.float32).to(far.dtype)
+    far_weights, near_weights = weights.split([trunk_keys.shape[2], n_own], dim=-1)
+    near_weights = near_weights.reshape(*near.shape, 1)
+    mixed = far_weights @ trunk_values
+    mixed = mixed + (near_weights * own_values[:, :, None, :, None]).sum(-2).flatten(2, 4)
+    return mixed.view(n_rows, n_heads, n_places, size)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, _: None, *, scaling: float, branches: Branches, **__: Any
+) -> tuple[Tensor, None]:
+    own = branches.take(module.layer_idx, key, value)
+    trunk = branches.trunk.layers[module.layer_idx]
+    return branch_attention(query, trunk, own, bias=branches.bias, scaling=scaling).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTENTION, _attend)
+
+
+@contextmanager
+def _attending_branches(model: nn.Module) -> Iterator[None]:
+    config = unwrap(model).config
+    usual = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = usual
+
+
+def unwrap(model: Any) -> Any:
+    """Return the transformers model inside DDP's and PEFT's wrappers."""
+    while not hasattr(model, "config") or not hasattr(model, "dtype"):
+        model = model.module
+    return model

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+
+from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.errors import ConfigError, RolloutError
+from genrec_rl.types import NO_ITEM
+from tests.fixtures import make_context
+
+HISTORIES = ([0, 4, 7], [5], [])
+
+
+def contexts_of(histories=HISTORIES):
+    return [make_context(history) for history in histories]
+
+
+def test_constrained_beams_are_valid_and_distinct(policy, catalog):
+    rows = BeamRecommender(policy, catalog=catalog).recommend(contexts_of(), k=12, constrained=True).rows_PG
+    assert (rows != NO_ITEM).all()
+    assert all(len(row.unique()) == 12 for row in rows)
+
+
+def test_free_beams_may_invent_sids_and_keep_their_rank(policy, catalog):
+    rollouts = BeamRecommender(policy, catalog=catalog).recommend([make_context([0])], k=40, constrained=False)
+    assert not rollouts.is_valid_PG.all()
+    assert (rollouts.log_probs_PG.diff() <= 0).all()
+
+
+def test_answers_come_in_the_order_of_the_requests_whatever_the_batch(policy, catalog):
+    contexts = contexts_of(([5], [0, 4, 7, 3, 2], [], [1, 2], [9]))
+    alone = [BeamRecommender(policy, catalog=catalog).recommend([c], k=4, constrained=True) for c in contexts]
+    for batch_size in (1, 2, 64):
+        recommender = BeamRecommender(policy, catalog=catalog, batch_size=batch_size)
+        together = recommender.recommend(contexts, k=4, constrained=True)
+        assert together.rows_PG.tolist() == [one.rows_PG[0].tolist() for one in alone]
+        expected = torch.cat([one.log_probs_PG for one in alone])
+        assert torch.allclose(together.log_probs_PG, expected, atol=1e-5)
+
+
+def test_no_request_gets_no_answer(policy, catalog):
+    rollouts = BeamRecommender(policy, catalog=catalog).recommend([], k=4, constrained=True)
+    assert rollouts.rows_PG.shape == (0, 4)
+    assert rollouts.sids_PGL.shape == (0, 4, 3)
+
+
+def test_recommending_leaves_training_mode_as_it_was(policy, catalog):
+    policy.model.train()
+    BeamRecommender(policy, catalog=catalog).recommend([make_context([0])], k=2, constrained=True)
+    assert policy.model.training
+
+
+def test_widths_must_end_with_what_is_asked_for(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog, beam_widths=[2, 4, 8])
+    with pytest.raises(ConfigError, match="end with 8, but 10"):
+        recommender.recommend(contexts_of(), k=10, constrained=True)
+
+
+def test_widths_that_leave_too_few_items_are_named(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog, beam_widths=[1, 12, 12])
+    with pytest.raises(RolloutError, match=r"of 12 items.*widen the first levels"):
+        recommender.recommend(contexts_of(), k=12, constrained=True)
+
+
+def test_narrow_first_levels_keep_the_best_of_what_they_saw(policy, catalog):
+    wide = BeamRecommender(policy, catalog=catalog).recommend(contexts_of(), k=12, constrained=True)
+    narrow = BeamRecommender(policy, catalog=catalog, beam_widths=[1, 2, 2])
+    found = narrow.recommend(contexts_of(), k=2, constrained=True)
+    for p in range(len(HISTORIES)):
+        known = dict(zip(wide.rows_PG[p].tolist(), wide.log_probs_PG[p].tolist(), strict=True))
+        assert np.allclose([known[row] for row in found.rows_PG[p].tolist()], found.log_probs_PG[p], atol=1e-5)
+        assert len(set(catalog.codes[found.rows_PG[p].numpy(), 0])) == 1
+
+
+def test_empty_batches_are_refused(policy, catalog):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        BeamRecommender(policy, catalog=catalog, batch_size=0)

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from genrec_rl.models.trunk import Branches, branch_attention, read_trunk
+from tests.fixtures import make_context
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=GENERATOR)
+
+
+def whole_attention(queries, keys, values, sees):
+    """Softmax attention with repeated key heads and a full mask: what the two pieces must add up to."""
+    groups = queries.shape[1] // keys.shape[1]
+    keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=sees)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+@pytest.mark.parametrize("n_past", [0, 1])
+def test_two_pieces_equal_one_softmax_over_trunk_and_own_past(width, n_past):
+    n_branches, n_trunk, n_own = 3, 5, n_past + width
+    queries = normal(2, 4, n_branches * width, 8)
+    trunk = (normal(2, 2, n_trunk, 8), normal(2, 2, n_trunk, 8))
+    own = (normal(2, 2, n_branches, n_own, 8), normal(2, 2, n_branches, n_own, 8))
+    is_prompt = torch.tensor([[False, True, True, True, True], [True] * 5])
+    bias = torch.zeros(2, 5).masked_fill(~is_prompt, torch.finfo(torch.float32).min)[:, None, None]
+    found = branch_attention(queries, trunk, own, bias=bias, scaling=8**-0.5)
+
+    keys, values = (torch.cat([far, near.flatten(2, 3)], dim=2) for far, near in zip(trunk, own, strict=True))
+    sees = torch.zeros(2, 1, n_branches * width, n_trunk + n_branches * n_own, dtype=torch.bool)
+    sees[..., :n_trunk] = is_prompt[:, None, None]
+    for place in range(n_branches * width):
+        branch, step = divmod(place, width)
+        start = n_trunk + branch * n_own
+        sees[:, :, place, start : start + n_past + step + 1] = True
+    assert torch.allclose(found, whole_attention(queries, keys, values, sees), atol=1e-5)
+
+
+def test_detached_trunk_shares_memory_and_has_no_gradient(policy):
+    trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5]))]))
+    twin = trunk.detach()
+    assert trunk.logits_BV.requires_grad
+    assert not twin.logits_BV.requires_grad
+    assert twin.layers[0][0].data_ptr() == trunk.layers[0][0].data_ptr()
+
+
+def test_followed_branches_go_on_from_their_parents(policy):
+    """Reading a two-token branch at once equals reading one token, reordering, and reading the other."""
+    trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5, 2]))])).detach()
+    first, second = torch.tensor([[4, 5, 6]]), torch.tensor([[8, 9]])
+    parents = torch.tensor([[2, 0]])
+    branches = Branches(trunk, n_branches=3)
+    branches.read(policy.model, first)
+    found = branches.follow(parents).read(policy.model, second, depth=1).logits
+    whole = Branches(trunk, n_branches=2).read(policy.model, torch.tensor([[6, 8, 4, 9]])).logits
+    assert torch.allclose(found, whole[:, 1::2], atol=1e-5)
+
+
+def test_attention_is_given_back_after_an_error(policy):
+    trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5]))]))
+    with pytest.raises(IndexError):
+        Branches(trunk, n_branches=1).read(policy.model, torch.tensor([[10_000]]))
+    assert policy.model.config._attn_implementation == "sdpa"
