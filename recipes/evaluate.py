@@ -20,7 +20,7 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import baseline_systems
 from genrec_rl.evaluation.evaluate import Plan, describe, evaluate
 from genrec_rl.evaluation.plots import plot_all
-from genrec_rl.evaluation.policies import parse_policies, policy_systems
+from genrec_rl.evaluation.policies import BeamOptions, parse_policies, policy_systems
 from genrec_rl.evaluation.predictions import PredictionsWriter
 from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
 from genrec_rl.rewards.components import load_reward_model, read_block
@@ -46,6 +46,13 @@ class Settings:
     ks: list[int] = field(default_factory=lambda: [1, 10, 50], metadata={"help": "ranks to report"})
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
     batch_size: int = field(default=64, metadata={"help": "requests decoded at once"})
+    beam_widths: list[int] | None = field(default=None, metadata={"help": "beams of each level; none: always beams"})
+    normalisation: Literal["vocabulary", "level"] = field(
+        default="vocabulary", metadata={"help": "probabilities over all tokens, as trained, or over a level's codes"}
+    )
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32", metadata={"help": "of the weights; bfloat16 is faster where the machine computes in it"}
+    )
     max_history: int | None = field(
         default=None,
         metadata={"help": "newest history items shown; none: all"},
@@ -80,7 +87,9 @@ def main(argv: list[str] | None = None) -> None:
         if (value := getattr(settings, name)) is not None and value < 1:
             raise ConfigError(f"{name} is {value}; at least 1, or leave it out for all")
     policies, block = parse_policies(settings.policies), reward_block(settings)
-    plan = Plan(tuple(settings.ks), settings.beams, settings.batch_size, settings.bootstrap_draws, settings.seed)
+    plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
+    widths = tuple(settings.beam_widths) if settings.beam_widths else None
+    options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype)
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     catalog = Catalog.load(
         require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
@@ -96,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         scorers["R"] = load_reward_model(block, catalog=catalog, trusted_packages=settings.trusted_packages)
     examples = list(dataset.examples(settings.split, max_history=settings.max_history))[: settings.max_requests]
     systems = baseline_systems(dataset, catalog) if settings.baselines else []
-    systems += policy_systems(policies, catalog)
+    systems += policy_systems(policies, catalog, options)
     samples = Samples(examples, titles=dataset.titles, seed=settings.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     with (
@@ -112,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
             plan=plan,
             scorers=scorers,
             protocol=describe(dataset, catalog, scorers, split=settings.split, max_requests=settings.max_requests,
-                              max_history=settings.max_history),
+                              max_history=settings.max_history) | {"decoding": options.describe(plan.beams)},
             sinks=(writer.write, samples.write),
         )  # fmt: skip
         tracker.log(as_row(report))

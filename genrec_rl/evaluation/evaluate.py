@@ -27,6 +27,8 @@ from genrec_rl.types import NO_ITEM, Action, Context, EvalReport, Example, Inter
 Decoding = Literal["constrained", "unconstrained"]
 DECODINGS: tuple[Decoding, ...] = ("constrained", "unconstrained")
 PAIR = "-"
+REQUESTS_AT_ONCE = 512
+"""Requests between two steps of the progress bar; a recommender cuts them into batches of its own."""
 
 
 class Recommender(Protocol):
@@ -52,19 +54,18 @@ class System:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How systems are compared: ranks reported, candidates asked for, and the bootstrap."""
+    """How systems are compared: ranks reported, items asked for, and the bootstrap."""
 
     ks: tuple[int, ...] = (1, 10, 50)
     beams: int = 50
-    batch_size: int = 64
     draws: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.ks or min(self.ks) < 1 or max(self.ks) > self.beams:
             raise ConfigError(f"ks {list(self.ks)} must lie in 1..{self.beams} (beams); lower them or raise beams")
-        if self.batch_size < 1 or self.draws < 1:
-            raise ConfigError(f"batch_size {self.batch_size} and draws {self.draws} must be at least 1")
+        if self.draws < 1:
+            raise ConfigError(f"bootstrap draws {self.draws} must be at least 1")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,8 +179,8 @@ def predict(
     rewards: dict[str, list[np.ndarray]] = {scorer: [] for scorer in scorers}
     with _progress() as progress:
         task = progress.add_task(f"{name}, {decoding}", total=len(examples))
-        for start in range(0, len(examples), plan.batch_size):
-            contexts = [example.context for example in examples[start : start + plan.batch_size]]
+        for start in range(0, len(examples), REQUESTS_AT_ONCE):
+            contexts = [example.context for example in examples[start : start + REQUESTS_AT_ONCE]]
             answer = recommender.recommend(contexts, k=plan.beams, constrained=decoding == "constrained")
             rows.append(answer.rows_PG.cpu().numpy().astype(np.int64))
             sids.append(answer.sids_PGL.cpu().numpy().astype(np.int32))

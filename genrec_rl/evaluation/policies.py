@@ -1,11 +1,14 @@
 """Policies on disk as systems to evaluate."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from genrec_rl.decoding.beam_search import Normalisation
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import System
@@ -35,13 +38,43 @@ def parse_policies(words: Sequence[str]) -> dict[str, Path]:
     return policies
 
 
-def policy_systems(folders: Mapping[str, Path], catalog: Catalog) -> list[System]:
+@dataclass(frozen=True, slots=True)
+class BeamOptions:
+    """How policies are decoded; see ``BeamRecommender``."""
+
+    batch_size: int = 64
+    beam_widths: tuple[int, ...] | None = None
+    normalisation: Normalisation = "vocabulary"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype '{self.dtype}' is not one of float32, bfloat16")
+
+    def describe(self, beams: int) -> str:
+        """Return the choices in words, for the protocol."""
+        widths = self.beam_widths or (beams,)
+        over = "the whole vocabulary" if self.normalisation == "vocabulary" else "a level's codes"
+        return f"beam widths {', '.join(map(str, widths))}; probabilities over {over}; {self.dtype}"
+
+
+def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamOptions) -> list[System]:
     """Return systems that load their policy when they are asked, and decode with and without constraint."""
-    return [System(name, partial(load_recommender, folder, catalog=catalog)) for name, folder in folders.items()]
+    return [
+        System(name, partial(load_recommender, folder, catalog=catalog, options=options))
+        for name, folder in folders.items()
+    ]
 
 
-def load_recommender(folder: Path, *, catalog: Catalog) -> BeamRecommender:
+def load_recommender(folder: Path, *, catalog: Catalog, options: BeamOptions) -> BeamRecommender:
     """Load one policy behind its beam search, on the accelerator where there is one."""
     policy = load_policy(folder, catalog=catalog)
-    policy.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return BeamRecommender(policy, catalog=catalog)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy.model.to(device, getattr(torch, options.dtype))
+    return BeamRecommender(
+        policy,
+        catalog=catalog,
+        batch_size=options.batch_size,
+        beam_widths=options.beam_widths,
+        normalisation=options.normalisation,
+    )

@@ -11,7 +11,7 @@ from genrec_rl.evaluation.evaluate import Plan, Predictions, System, evaluate, m
 from genrec_rl.types import NO_ITEM, Action, Interval
 from reward_models.scripted import Popularity
 
-PLAN = Plan(ks=(1, 3), beams=3, batch_size=2, draws=50)
+PLAN = Plan(ks=(1, 3), beams=3, draws=50)
 POPULARITY = np.array([50, 30, 10, 5, 3, 2])
 
 
@@ -101,7 +101,8 @@ def test_unique_sids_need_no_sid_column(good, examples, catalog):
     assert not [name for name in report.systems["good"]["constrained"] if "_sid" in name]
 
 
-def test_requests_go_in_batches_and_come_back_in_order(good, examples, catalog):
+def test_requests_go_in_parts_and_come_back_in_order(good, examples, catalog, monkeypatch):
+    monkeypatch.setattr("genrec_rl.evaluation.evaluate.REQUESTS_AT_ONCE", 2)
     answers = predict(good, examples, name="good", decoding="constrained", plan=PLAN, scorers={})
     assert good.asked == [(2, 3, True), (1, 3, True)]
     assert answers.rows_PK.tolist() == [[2, 0, 1], [0, 1, 4], [0, 1, 2]]
@@ -156,7 +157,7 @@ def test_name_that_would_blur_a_pair_is_refused(good):
         System("grpo-sr", lambda: good)
 
 
-@pytest.mark.parametrize("wrong", [{"ks": (0,)}, {"ks": (51,)}, {"ks": ()}, {"batch_size": 0}, {"draws": 0}])
+@pytest.mark.parametrize("wrong", [{"ks": (0,)}, {"ks": (51,)}, {"ks": ()}, {"draws": 0}])
 def test_plan_refuses_what_cannot_be_measured(wrong):
     with pytest.raises(ConfigError):
         Plan(**wrong)

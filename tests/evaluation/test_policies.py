@@ -1,9 +1,10 @@
 """The words of --policies, refused before any work starts."""
 
 import pytest
+import torch
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.policies import parse_policies, policy_systems
+from genrec_rl.evaluation.policies import BeamOptions, load_recommender, parse_policies, policy_systems
 
 
 @pytest.fixture
@@ -33,5 +34,25 @@ def test_folder_without_a_policy_names_the_command(tmp_path):
 
 
 def test_policies_decode_both_ways_and_load_late(folder, catalog):
-    (system,) = policy_systems({"sft": folder}, catalog)
+    (system,) = policy_systems({"sft": folder}, catalog, BeamOptions())
     assert system.decodings == ("constrained", "unconstrained")
+
+
+def test_options_reach_the_recommender(tmp_path, catalog, policy):
+    policy.save_pretrained(tmp_path)
+    options = BeamOptions(batch_size=3, beam_widths=(2, 4, 4), normalisation="level", dtype="bfloat16")
+    recommender = load_recommender(tmp_path, catalog=catalog, options=options)
+    assert (recommender.batch_size, recommender.beam_widths) == (3, (2, 4, 4))
+    assert recommender.normalisation == "level"
+    assert recommender.policy.model.dtype == torch.bfloat16
+
+
+def test_protocol_names_what_changes_the_numbers():
+    assert BeamOptions().describe(50) == "beam widths 50; probabilities over the whole vocabulary; float32"
+    found = BeamOptions(beam_widths=(2, 4), normalisation="level", dtype="bfloat16").describe(4)
+    assert found == "beam widths 2, 4; probabilities over a level's codes; bfloat16"
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match="float32, bfloat16"):
+        BeamOptions(dtype="int8")
