@@ -45,25 +45,25 @@ def beam_search(
     nodes = torch.zeros_like(prompt_ids_BP[:, :1])
     for level in range(vocab.n_levels):
         log_probs_BWV = beams.next_log_probs()
+        n_vocab = log_probs_BWV.shape[2]
         if trie is None:
-            candidates = beams.scores.unsqueeze(-1) + log_probs_BWV
-            tokens, children = torch.arange(candidates.shape[-1], device=nodes.device), None
+            children, room = None, log_probs_BWV[0].numel()
+            places = torch.arange(room, device=nodes.device).expand(len(nodes), -1)
+            candidates = (beams.scores.unsqueeze(-1) + log_probs_BWV).flatten(1)
         else:
-            codes, children, is_child = trie.children(level, nodes)
-            tokens = codes + vocab.level_starts[level]
-            candidates = beams.scores.unsqueeze(-1) + log_probs_BWV.gather(2, tokens)
+            codes, children, parents, is_child = trie.children(level, nodes)
+            # Either all prefixes of this level are held, or `width` with a child each: never a dead beam.
+            room = trie.n_prefixes(level + 1)
+            places = parents * n_vocab + codes + vocab.level_starts[level]
+            candidates = beams.scores.gather(1, parents) + log_probs_BWV.flatten(1).gather(1, places)
             candidates = candidates.masked_fill(~is_child, -torch.inf)
         if torch.isnan(candidates).any():
             raise RolloutError(f"NaN log-probabilities at SID level {level}; the policy's weights are broken")
-        fan_out = candidates.shape[-1]
-        # Either all prefixes of this level are held, or `width` of them with a child each: never a dead beam.
-        room = candidates[0].numel() if trie is None else len(trie.child_code[level])
-        scores, flat = candidates.flatten(1).topk(min(width, room), dim=1)
-        parents = flat // fan_out
-        picked = flat % fan_out if children is None else tokens.flatten(1).gather(1, flat)
+        scores, best = candidates.topk(min(width, room), dim=1)
+        picked = places.gather(1, best)
         if children is not None:
-            nodes = children.flatten(1).gather(1, flat)
-        beams.grow(parents, picked, scores)
+            nodes = children.gather(1, best)
+        beams.grow(picked // n_vocab, picked % n_vocab, scores)
     return beams.tokens, beams.scores
 
 
