@@ -23,7 +23,7 @@ from genrec_rl.config import nearest
 from genrec_rl.data.store import items_fingerprint
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids import rq_kmeans
-from genrec_rl.sids.collisions import POLICIES, Quantised, is_run_start, pack
+from genrec_rl.sids.collisions import POLICIES, Quantised, check_packable, is_run_start, pack
 from genrec_rl.sids.quality import SidReport, bucket_sizes, measure
 from genrec_rl.sids.trie import SidTrie
 from genrec_rl.types import NO_ITEM
@@ -69,8 +69,7 @@ class Catalog:
         for name in ("item_ids", "vectors", "popularity"):
             if len(getattr(self, name)) != len(self.codes):
                 raise DataError(f"{len(getattr(self, name))} {name} for {len(self.codes)} items; {REMEDY}")
-        if float(np.prod([float(size) for size in self.codebook_sizes])) >= 2.0**63:
-            raise ConfigError(f"codebooks {self.codebook_sizes} have 2^63 SIDs or more; use smaller ones")
+        check_packable(self.codebook_sizes)
         is_outside = (self.codes < 0) | (self.codes >= np.asarray(self.codebook_sizes))
         if is_outside.any():
             row, level = (int(i[0]) for i in np.nonzero(is_outside))

@@ -5,9 +5,12 @@ Axes: n items, t items placed earlier, k items that lost their leaf, L levels, D
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int32, Int64
+
+from genrec_rl.errors import ConfigError
 
 DISTANCES_AT_ONCE = 1 << 24
 """Distances held while items are moved (64 MiB)."""
@@ -104,6 +107,16 @@ def _whole_prefixes(
         cut = int(later[0]) if len(later) else len(rows)
         yield rows[:cut]
         rows, starts = rows[cut:], starts[starts >= cut] - cut
+
+
+def check_packable(sizes: Sequence[int]) -> None:
+    """Refuse codebooks whose SIDs ``pack`` cannot number.
+
+    Raises:
+        ConfigError: for 2^63 SIDs or more.
+    """
+    if prod(sizes) >= 1 << 63:
+        raise ConfigError(f"codebooks {tuple(sizes)} have 2^63 SIDs or more; use smaller ones")
 
 
 def pack(codes: Int[np.ndarray, "n L"], sizes: Sequence[int]) -> Int64[np.ndarray, " n"]:

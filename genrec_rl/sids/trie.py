@@ -3,68 +3,154 @@
 A node of level l is the rank of its prefix among the distinct prefixes of l codes, in lexicographic order.
 Level 0 has one node, the root; the nodes of level L are the SIDs themselves. The children of a node are
 neighbours, so two arrays a level hold the whole tree: where the children of a node begin, and their codes.
+
+    B prompts   W nodes of a prompt   M places for their children   S segments   F places of a segment
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Int64
 from torch import Tensor
 
 from genrec_rl.errors import DataError
+from genrec_rl.sids.collisions import check_packable, is_run_start, pack
 
 NO_NODE = -1
-"""A dead beam's place: it has no children."""
+"""A dead beam, which has no children; and the node of a place that holds no child."""
+
+LARGEST_INT16_CODEBOOK = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Children of B x W nodes in pieces of up to F neighbours; a piece never spans two nodes.
+
+    ``codes`` beyond ``counts`` are other nodes' and mean nothing.
+    """
+
+    codes: Int[Tensor, "B S F"]
+    first: Int[Tensor, "B S"]
+    counts: Int[Tensor, "B S"]
+    parents: Int64[Tensor, "B S"]
 
 
 class SidTrie:
     """Valid prefixes of a catalogue.
 
     Args:
-        codes: one row of L codes an item; equal rows count once.
+        codes: one row of L codes an item, in any order; equal rows count once.
         codebook_sizes: number of codes of each level.
 
     Raises:
         DataError: for an empty catalogue or a code outside its codebook.
+        ConfigError: for codebooks of 2^63 SIDs or more.
     """
 
     def __init__(self, codes: Int[np.ndarray, "n L"], codebook_sizes: Sequence[int]) -> None:
         codes = np.asarray(codes)
-        if codes.size == 0:
-            raise DataError("the catalogue is empty: a trie needs at least one item")
-        is_outside = (codes < 0) | (codes >= np.asarray(codebook_sizes))
-        if is_outside.any():
-            row, level = (int(i[0]) for i in np.nonzero(is_outside))
-            code, limit = codes[row, level], codebook_sizes[level] - 1
-            raise DataError(f"row {row} has code {code} at level {level}, outside 0..{limit}")
         self.codebook_sizes = tuple(int(k) for k in codebook_sizes)
-        self.first_child: list[Int[Tensor, " nodes+1"]] = []
-        self.child_code: list[Int[Tensor, " children"]] = []
-        prefixes = np.zeros(len(codes), np.int64)
-        n_nodes = 1
-        for level, size in enumerate(self.codebook_sizes):
-            children, prefixes = np.unique(prefixes * size + codes[:, level], return_inverse=True)
-            starts = np.searchsorted(children, np.arange(n_nodes + 1, dtype=np.int64) * size)
-            self.first_child.append(torch.from_numpy(starts.astype(np.int32)))
-            self.child_code.append(torch.from_numpy((children % size).astype(np.int32)))
-            n_nodes = len(children)
+        check_packable(self.codebook_sizes)
+        _check_codes(codes, self.codebook_sizes)
+        prefixes = _distinct_sorted(pack(codes, self.codebook_sizes))
+        levels: list[tuple[Tensor, Tensor]] = []
+        for size in reversed(self.codebook_sizes):
+            parents = prefixes // size
+            firsts = np.flatnonzero(is_run_start(parents))
+            begins = np.append(firsts, len(prefixes)).astype(np.int32)
+            own = (prefixes - parents * size).astype(np.int16 if size <= LARGEST_INT16_CODEBOOK else np.int32)
+            # A segment read from the last node's end stays inside the array.
+            padding = np.zeros(np.diff(begins).max(), own.dtype)
+            levels.append((torch.from_numpy(begins), torch.from_numpy(np.concatenate([own, padding]))))
+            prefixes = parents[firsts]
+        self._arrays = {torch.device("cpu"): tuple(reversed(levels))}
 
     @property
     def n_sids(self) -> int:
         """Number of distinct SIDs."""
-        return len(self.child_code[-1])
+        return self.n_prefixes(len(self.codebook_sizes))
+
+    def n_prefixes(self, length: int) -> int:
+        """Return the number of distinct prefixes of ``length`` codes; 1 for the empty prefix."""
+        return int(self._levels(torch.device("cpu"))[length - 1][0][-1]) if length else 1
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all arrays on one device."""
+        return sum(array.nbytes for level in self._levels(torch.device("cpu")) for array in level)
 
     def children(
-        self, level: int, nodes: Int[Tensor, "B W"]
-    ) -> tuple[Int[Tensor, "B M"], Int[Tensor, "B M"], Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
-        """Return the children of each row's nodes: codes, child nodes, parent's place 0..W-1, and whether real."""
-        first = self.first_child[level].to(nodes.device)
-        starts = first[nodes.clamp(min=0)].long()
-        counts = (first[nodes.clamp(min=0) + 1].long() - starts) * (nodes >= 0)
-        places = torch.arange(int(counts.max()), device=nodes.device)
-        is_real = places < counts.unsqueeze(-1)
-        child_nodes = torch.where(is_real, starts.unsqueeze(-1) + places, starts.unsqueeze(-1))
-        codes = self.child_code[level].to(nodes.device)[child_nodes].long()
-        parents = torch.arange(nodes.shape[1], device=nodes.device)[None, :, None].expand_as(codes)
-        return codes.flatten(1), child_nodes.flatten(1), parents.flatten(1), is_real.flatten(1)
+        self, level: int, nodes: Int64[Tensor, "B W"]
+    ) -> tuple[Int64[Tensor, "B M"], Int64[Tensor, "B M"], Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
+        """Return codes, child nodes, parents and whether each place holds a child, on the nodes' device.
+
+        The children of each prompt's nodes lie in the nodes' order, a node's children by code. ``parents`` is
+        the index, 0 to W-1, of the node that a child hangs on. Places without a child lie between and behind
+        them: their node is NO_NODE, their code any code of the level, and the last answer masks them. A node
+        that is NO_NODE has no children.
+        """
+        segments = self._segments(level, nodes)
+        place = torch.arange(segments.codes.shape[2], device=nodes.device)
+        is_child = place < segments.counts.unsqueeze(2)
+        child_nodes = torch.where(is_child, segments.first.long().unsqueeze(2) + place, NO_NODE)
+        parents = segments.parents.unsqueeze(2).expand_as(child_nodes)
+        return segments.codes.long().flatten(1), child_nodes.flatten(1), parents.flatten(1), is_child.flatten(1)
+
+    def _segments(self, level: int, nodes: Int64[Tensor, "B W"]) -> _Segments:
+        begins, codes = self._levels(nodes.device)[level]
+        alive = nodes.clamp(min=0)
+        first = begins[alive]
+        counts = (begins[alive + 1] - first).masked_fill_(nodes < 0, 0)
+        parents = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
+        most, widest = (int(n) for n in torch.stack([counts.sum(1).max(), counts.max().long()]))
+        n_places = max(widest, 1)
+        if widest * nodes.shape[1] > 2 * most:
+            # Few nodes have most children: room for the widest everywhere would be mostly empty.
+            n_places = -(-most // nodes.shape[1])
+            first, counts, parents = _cut(first, counts, n_places)
+        read = codes.unfold(0, n_places, 1).index_select(0, first.flatten())
+        return _Segments(read.view(*first.shape, n_places), first, counts, parents)
+
+    def _levels(self, device: torch.device) -> tuple[tuple[Int[Tensor, " nodes+1"], Int[Tensor, " children"]], ...]:
+        if device not in self._arrays:
+            on_cpu = self._arrays[torch.device("cpu")]
+            self._arrays[device] = tuple((begins.to(device), codes.to(device)) for begins, codes in on_cpu)
+        return self._arrays[device]
+
+
+def _cut(
+    first: Int[Tensor, "B W"], counts: Int[Tensor, "B W"], size: int
+) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"], Int64[Tensor, "B S"]]:
+    """Cut each node's children into segments of ``size``; return first child, count and parent of each.
+
+    S is what the prompt with most segments has; the others end with empty ones.
+    """
+    n_rows, n_nodes = first.shape
+    pieces = (counts + (size - 1)) // size
+    ends = pieces.cumsum(1)
+    n_segments = int(ends[:, -1].max())
+    begins = ends - pieces
+    pieces[:, -1] += n_segments - ends[:, -1]
+    index = torch.arange(n_nodes, device=first.device).repeat(n_rows)
+    parents = index.repeat_interleave(pieces.flatten(), output_size=n_rows * n_segments).view(n_rows, -1)
+    skipped = (torch.arange(n_segments, device=first.device) - begins.gather(1, parents)) * size
+    kept = (counts.gather(1, parents) - skipped).clamp(0, size)
+    return (first.gather(1, parents) + skipped).masked_fill(kept == 0, 0), kept, parents
+
+
+def _check_codes(codes: Int[np.ndarray, "n L"], sizes: tuple[int, ...]) -> None:
+    if codes.size == 0:
+        raise DataError("the catalogue is empty: a trie needs at least one item")
+    for level, size in enumerate(sizes):
+        if codes[:, level].min() < 0 or codes[:, level].max() >= size:
+            row = int(np.argmax((codes[:, level] < 0) | (codes[:, level] >= size)))
+            raise DataError(f"row {row} has code {codes[row, level]} at level {level}, outside 0..{size - 1}")
+
+
+def _distinct_sorted(keys: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " s"]:
+    """Sort only what is not sorted, and keep one of each."""
+    if (keys[1:] < keys[:-1]).any():
+        keys = np.sort(keys)
+    return keys[is_run_start(keys)]
