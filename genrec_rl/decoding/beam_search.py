@@ -18,7 +18,7 @@ from genrec_rl.errors import RolloutError
 from genrec_rl.models.policy import Policy
 from genrec_rl.models.prefix_tree import as_attention_mask
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.sids.trie import SidTrie
+from genrec_rl.sids.trie import SidTrie, largest
 from genrec_rl.sids.vocab import SidVocab
 from genrec_rl.types import Context, Rollouts
 
@@ -45,25 +45,18 @@ def beam_search(
     nodes = torch.zeros_like(prompt_ids_BP[:, :1])
     for level in range(vocab.n_levels):
         log_probs_BWV = beams.next_log_probs()
-        n_vocab = log_probs_BWV.shape[2]
+        start = vocab.level_starts[level]
         if trie is None:
-            children, room = None, log_probs_BWV[0].numel()
-            places = torch.arange(room, device=nodes.device).expand(len(nodes), -1)
-            candidates = (beams.scores.unsqueeze(-1) + log_probs_BWV).flatten(1)
+            scores, flat = largest((beams.scores.unsqueeze(-1) + log_probs_BWV).flatten(1), width)
+            parents, picked = flat // log_probs_BWV.shape[2], flat % log_probs_BWV.shape[2]
         else:
-            codes, children, parents, is_child = trie.children(level, nodes)
             # Either all prefixes of this level are held, or `width` with a child each: never a dead beam.
-            room = trie.n_prefixes(level + 1)
-            places = parents * n_vocab + codes + vocab.level_starts[level]
-            candidates = beams.scores.gather(1, parents) + log_probs_BWV.flatten(1).gather(1, places)
-            candidates = candidates.masked_fill(~is_child, -torch.inf)
-        if torch.isnan(candidates).any():
+            room = min(width, trie.n_prefixes(level + 1))
+            best = trie.best_children(level, nodes, beams.scores, log_probs_BWV, width=room, code_start=start)
+            scores, parents, picked, nodes = best.scores, best.parents, best.codes + start, best.nodes
+        if torch.isnan(scores).any():
             raise RolloutError(f"NaN log-probabilities at SID level {level}; the policy's weights are broken")
-        scores, best = candidates.topk(min(width, room), dim=1)
-        picked = places.gather(1, best)
-        if children is not None:
-            nodes = children.gather(1, best)
-        beams.grow(picked // n_vocab, picked % n_vocab, scores)
+        beams.grow(parents, picked, scores)
     return beams.tokens, beams.scores
 
 
