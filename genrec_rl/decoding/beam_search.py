@@ -4,10 +4,11 @@ Beams hang on their prompt's trunk as branches (``models.trunk``): no cache is c
 at its own vocabulary rows only where a trie constrains it, and at real children only. Scores are log-probabilities
 under the full softmax, the numbers that teacher forcing gives, unless normalised within the level.
 
-    B prompts   P prompt places   W beams   L levels   V vocabulary   K tokens looked at   M candidates of a prompt
+    B prompts   P prompt places   W beams   L levels   V vocabulary   K tokens looked at
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.nn import functional
 from genrec_rl.decoding.gumbel import perturb_children
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.trunk import Branches, Trunk, read_trunk
-from genrec_rl.sids.trie import NO_NODE, SidTrie
+from genrec_rl.sids.trie import BestChildren, Rank, SidTrie, largest
 from genrec_rl.sids.vocab import SidVocab
 
 Normalisation = Literal["vocabulary", "level"]
@@ -96,58 +97,37 @@ def search_from(
     """
     if len(plan.widths) != vocab.n_levels:
         raise ConfigError(f"beam widths {list(plan.widths)} are for {len(plan.widths)} levels of {vocab.n_levels}")
-    beams = _Growing(model, trunk, vocab, plan, is_constrained=trie is not None, generator=generator)
+    beams = _Growing(model, trunk, vocab, plan, is_constrained=trie is not None)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
+        rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
         if trie is None:
-            candidates = _every_token(log_probs_BWK)
+            best = best_tokens(beams.scores, log_probs_BWK, width=width, rank=rank)
         else:
-            candidates = _children(log_probs_BWK, trie, level, beams.nodes)
-        if torch.isnan(candidates.log_probs_BM).any():
+            best = trie.best_children(level, beams.nodes, beams.scores, log_probs_BWK, width=width, rank=rank)
+        if torch.isnan(best.ranks).any():
             raise RolloutError(f"NaN log-probabilities at SID level {level}; the policy's weights are broken")
-        beams.choose(candidates, first_token=first_token, width=width)
+        beams.grow(best, first_token=first_token)
     return Beams(beams.tokens, beams.scores)
 
 
-class _Candidates(NamedTuple):
-    """What could follow the beams of each prompt: log p of the step, column of the token, and the parent's place."""
-
-    log_probs_BM: Float[Tensor, "B M"]
-    columns_BM: Int[Tensor, "B M"]
-    parents_BM: Int[Tensor, "B M"]
-    nodes_BM: Int[Tensor, "B M"] | None
-
-
-def _every_token(log_probs_BWK: Float[Tensor, "B W K"]) -> _Candidates:
-    n_rows, n_beams, n_tokens = log_probs_BWK.shape
-    index = torch.arange(n_beams * n_tokens, device=log_probs_BWK.device).expand(n_rows, -1)
-    return _Candidates(log_probs_BWK.flatten(1), index % n_tokens, index // n_tokens, None)
-
-
-def _children(
-    log_probs_BWK: Float[Tensor, "B W K"], trie: SidTrie, level: int, nodes_BW: Int[Tensor, "B W"]
-) -> _Candidates:
-    codes, nodes, parents, is_child = trie.children(level, nodes_BW)
-    flat = parents * log_probs_BWK.shape[2] + codes
-    log_probs = log_probs_BWK.flatten(1).gather(1, flat).masked_fill(~is_child, -torch.inf)
-    return _Candidates(log_probs, codes, parents, nodes)
+def best_tokens(
+    scores_BW: Float[Tensor, "B W"], log_probs_BWK: Float[Tensor, "B W K"], *, width: int, rank: Rank | None = None
+) -> BestChildren:
+    """Return the best of all tokens after all beams: ``SidTrie.best_children`` where anything may follow."""
+    n_tokens = log_probs_BWK.shape[2]
+    found = ranks = (scores_BW.unsqueeze(2) + log_probs_BWK).flatten(1)
+    if rank is not None:
+        ranks = rank(found, torch.arange(found.shape[1], device=found.device).expand_as(found) // n_tokens)
+    ranks, at = largest(ranks, width)
+    return BestChildren(ranks, found.gather(1, at), parents=at // n_tokens, codes=at % n_tokens, nodes=at)
 
 
 class _Growing:
     """The growing beams of B prompts."""
 
-    def __init__(
-        self,
-        model: Any,
-        trunk: Trunk,
-        vocab: SidVocab,
-        plan: BeamPlan,
-        *,
-        is_constrained: bool,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.model, self.trunk, self.vocab, self.generator = model, trunk, vocab, generator
-        self.is_constrained = is_constrained
+    def __init__(self, model: Any, trunk: Trunk, vocab: SidVocab, plan: BeamPlan, *, is_constrained: bool) -> None:
+        self.model, self.trunk, self.vocab, self.is_constrained = model, trunk, vocab, is_constrained
         self.by_level = plan.normalisation == "level"
         n_rows = len(trunk.logits_BV)
         device = trunk.logits_BV.device
@@ -176,24 +156,15 @@ class _Growing:
         head = self.model.get_output_embeddings()
         return next_log_probs(head, hidden, rows=rows, by_level=self.by_level), rows.start or 0
 
-    def choose(self, candidates: "_Candidates", *, first_token: int, width: int) -> None:
-        """Keep the ``width`` best candidates of each row, best first."""
-        scores = self.scores.gather(1, candidates.parents_BM) + candidates.log_probs_BM
-        ranks = scores
-        if self.generator is not None:
-            ranks = perturb_children(scores, self.ranks, candidates.parents_BM, generator=self.generator)
-        ranks, chosen = ranks.topk(min(width, ranks.shape[1]), dim=1)
-        n_alive = max(int((ranks > -torch.inf).sum(1).max()), 1)
-        self.ranks, chosen = ranks[:, :n_alive], chosen[:, :n_alive]
-        is_dead = self.ranks == -torch.inf
-        parents = candidates.parents_BM.gather(1, chosen)
-        picked = candidates.columns_BM.gather(1, chosen) + first_token
-        past = self.tokens.gather(1, parents.unsqueeze(2).expand(-1, -1, self.tokens.shape[2]))
-        self.tokens = torch.cat([past, picked.unsqueeze(2)], dim=2).masked_fill(is_dead[..., None], self.vocab.pad_id)
-        self.scores = scores.gather(1, chosen)
-        if candidates.nodes_BM is not None:
-            self.nodes = candidates.nodes_BM.gather(1, chosen).masked_fill(is_dead, NO_NODE)
-        self._parents = parents
+    def grow(self, best: BestChildren, *, first_token: int) -> None:
+        """Replace the beams by their chosen continuations; columns that are dead in all rows go."""
+        n_alive = max(int((best.ranks > -torch.inf).sum(1).max()), 1)
+        self.ranks, self.scores, self._parents, codes, self.nodes = (
+            part[:, :n_alive] for part in (best.ranks, best.scores, best.parents, best.codes, best.nodes)
+        )
+        past = self.tokens.gather(1, self._parents.unsqueeze(2).expand(-1, -1, self.tokens.shape[2]))
+        tokens = torch.cat([past, (codes + first_token).unsqueeze(2)], dim=2)
+        self.tokens = tokens.masked_fill(self.ranks.unsqueeze(2) == -torch.inf, self.vocab.pad_id)
 
 
 def next_log_probs(

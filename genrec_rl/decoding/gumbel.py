@@ -13,8 +13,8 @@ from torch import Tensor
 
 
 def perturb_children(
-    log_probs_BM: Float[Tensor, "B M"],
     perturbed_BW: Float[Tensor, "B W"],
+    log_probs_BM: Float[Tensor, "B M"],
     parents_BM: Int[Tensor, "B M"],
     *,
     generator: torch.Generator,
@@ -24,8 +24,8 @@ def perturb_children(
     Arxiv:1903.06059, section 4.1 and, for the form that does not lose precision, appendix B.3.
 
     Args:
-        log_probs_BM: log-probability of the whole path to each child; -inf for what is no child.
         perturbed_BW: perturbed log-probability of each parent.
+        log_probs_BM: log-probability of the whole path to each child; -inf for what is no child.
         parents_BM: each child's parent.
         generator: source of the noise.
     """

@@ -7,12 +7,12 @@ neighbours, so two arrays a level hold the whole tree: where the children of a n
     B prompts   W nodes of a prompt   M places for their children   S segments   F places of a segment
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from genrec_rl.errors import DataError
@@ -22,19 +22,37 @@ NO_NODE = -1
 """A dead beam, which has no children; and the node of a place that holds no child."""
 
 LARGEST_INT16_CODEBOOK = 1 << 15
+TOP_K_STRIDE = 16
+Rank = Callable[[Float[Tensor, "B M"], Int64[Tensor, "B M"]], Float[Tensor, "B M"]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class BestChildren:
+    """Best children of B prompts, by rank; behind a prompt's last child, rank and score -inf and node NO_NODE."""
+
+    ranks: Float[Tensor, "B W"]
+    scores: Float[Tensor, "B W"]
+    parents: Int64[Tensor, "B W"]
+    codes: Int64[Tensor, "B W"]
+    nodes: Int64[Tensor, "B W"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Segments:
     """Children of B x W nodes in pieces of up to F neighbours; a piece never spans two nodes.
 
-    ``codes`` beyond ``counts`` are other nodes' and mean nothing.
+    ``codes`` beyond ``counts`` are other nodes' and mean nothing; ``is_full`` says that there are none.
     """
 
     codes: Int[Tensor, "B S F"]
     first: Int[Tensor, "B S"]
     counts: Int[Tensor, "B S"]
     parents: Int64[Tensor, "B S"]
+    is_full: bool
+
+    def is_child(self) -> Bool[Tensor, "B S F"]:
+        """Whether each place holds a child."""
+        return torch.arange(self.codes.shape[2], device=self.codes.device) < self.counts.unsqueeze(2)
 
 
 class SidTrie:
@@ -92,11 +110,59 @@ class SidTrie:
         that is NO_NODE has no children.
         """
         segments = self._segments(level, nodes)
-        place = torch.arange(segments.codes.shape[2], device=nodes.device)
-        is_child = place < segments.counts.unsqueeze(2)
-        child_nodes = torch.where(is_child, segments.first.long().unsqueeze(2) + place, NO_NODE)
+        is_child = segments.is_child()
+        place = torch.arange(is_child.shape[2], device=nodes.device)
+        child_nodes = torch.where(is_child, segments.first.unsqueeze(2) + place, NO_NODE)
         parents = segments.parents.unsqueeze(2).expand_as(child_nodes)
         return segments.codes.long().flatten(1), child_nodes.flatten(1), parents.flatten(1), is_child.flatten(1)
+
+    def best_children(
+        self,
+        level: int,
+        nodes: Int64[Tensor, "B W"],
+        scores: Float[Tensor, "B W"],
+        log_probs: Float[Tensor, "B W V"],
+        *,
+        width: int,
+        code_start: int = 0,
+        rank: Rank | None = None,
+    ) -> BestChildren:
+        """Return the ``width`` children of each prompt's nodes with the largest score plus log-probability.
+
+        The same as masking, adding and choosing among what ``children`` returns, in a third of the time.
+
+        Args:
+            level: of the nodes; the root has level 0.
+            nodes: beams of each prompt; one that is NO_NODE has no children.
+            scores: of the beams.
+            log_probs: of what may follow each beam; contiguous, or else it is copied.
+            width: beams wanted. Fewer come back where the nodes have no room for more; NaN comes first.
+            code_start: the place in ``log_probs`` of the level's code 0.
+            rank: turns scores (B M, -inf where there is no child) and parents (B M) into what is chosen by.
+        """
+        segments = self._segments(level, nodes)
+        n_rows, n_nodes, n_vocab = log_probs.shape
+        n_places = segments.codes.shape[2]
+        integer = torch.int32 if log_probs.numel() < 1 << 31 else torch.int64
+        rows = segments.parents + torch.arange(n_rows, device=nodes.device).unsqueeze(1) * n_nodes
+        places = segments.codes.to(integer) + (rows * n_vocab + code_start).to(integer).unsqueeze(2)
+        log_probs_BSF = log_probs.flatten().index_select(0, places.flatten()).view_as(places)
+        candidates = scores.gather(1, segments.parents).unsqueeze(2) + log_probs_BSF
+        if not segments.is_full:
+            candidates = torch.where(segments.is_child(), candidates, -torch.inf)
+        found = ranks = candidates.flatten(1)
+        if rank is not None:
+            ranks = rank(found, segments.parents.unsqueeze(2).expand_as(candidates).flatten(1))
+        best, at = largest(ranks, width)
+        segment, place = at // n_places, at % n_places
+        is_child = place < segments.counts.gather(1, segment)
+        return BestChildren(
+            ranks=best,
+            scores=best if rank is None else found.gather(1, at),
+            parents=segments.parents.gather(1, segment),
+            codes=segments.codes.flatten(1).gather(1, at).long(),
+            nodes=torch.where(is_child, segments.first.gather(1, segment) + place, NO_NODE),
+        )
 
     def _segments(self, level: int, nodes: Int64[Tensor, "B W"]) -> _Segments:
         begins, codes = self._levels(nodes.device)[level]
@@ -104,14 +170,15 @@ class SidTrie:
         first = begins[alive]
         counts = (begins[alive + 1] - first).masked_fill_(nodes < 0, 0)
         parents = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
-        most, widest = (int(n) for n in torch.stack([counts.sum(1).max(), counts.max().long()]))
-        n_places = max(widest, 1)
-        if widest * nodes.shape[1] > 2 * most:
+        fewest, widest = counts.aminmax()
+        narrow, wide, most = torch.stack([fewest, widest, counts.sum(1).max()]).tolist()
+        n_places = max(wide, 1)
+        if wide * nodes.shape[1] > 2 * most:
             # Few nodes have most children: room for the widest everywhere would be mostly empty.
             n_places = -(-most // nodes.shape[1])
             first, counts, parents = _cut(first, counts, n_places)
         read = codes.unfold(0, n_places, 1).index_select(0, first.flatten())
-        return _Segments(read.view(*first.shape, n_places), first, counts, parents)
+        return _Segments(read.view(*first.shape, n_places), first, counts, parents, narrow == wide > 0)
 
     def _levels(self, device: torch.device) -> tuple[tuple[Int[Tensor, " nodes+1"], Int[Tensor, " children"]], ...]:
         if device not in self._arrays:
@@ -136,8 +203,28 @@ def _cut(
     index = torch.arange(n_nodes, device=first.device).repeat(n_rows)
     parents = index.repeat_interleave(pieces.flatten(), output_size=n_rows * n_segments).view(n_rows, -1)
     skipped = (torch.arange(n_segments, device=first.device) - begins.gather(1, parents)) * size
-    kept = (counts.gather(1, parents) - skipped).clamp(0, size)
+    kept = (counts.gather(1, parents) - skipped).clamp(min=0)
     return (first.gather(1, parents) + skipped).masked_fill(kept == 0, 0), kept, parents
+
+
+def largest(values: Float[Tensor, "B N"], k: int) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
+    """Return the k largest values of each row and where they are, as ``topk`` does, faster on long rows.
+
+    Of values that lie N / TOP_K_STRIDE apart only the largest is looked at first: the k largest of all are
+    among the k groups with the largest such values. Of equal values another may be chosen than by ``topk``;
+    fewer than k come back where a row is shorter.
+    """
+    n = values.shape[1] // TOP_K_STRIDE
+    if n < 2 * k:
+        return values.topk(min(k, values.shape[1]), dim=1)
+    groups = (
+        values[:, : n * TOP_K_STRIDE].unflatten(1, (TOP_K_STRIDE, n)).amax(1).topk(k, dim=1, sorted=False).indices
+    )
+    members = torch.arange(0, n * TOP_K_STRIDE, n, device=values.device).unsqueeze(1)
+    rest = torch.arange(n * TOP_K_STRIDE, values.shape[1], device=values.device).expand(len(values), -1)
+    at = torch.cat([(groups.unsqueeze(1) + members).flatten(1), rest], dim=1)
+    best, place = values.gather(1, at).topk(k, dim=1)
+    return best, at.gather(1, place)
 
 
 def _check_codes(codes: Int[np.ndarray, "n L"], sizes: tuple[int, ...]) -> None:

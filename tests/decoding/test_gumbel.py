@@ -8,7 +8,7 @@ from genrec_rl.decoding.gumbel import perturb_children
 
 def draw(log_probs, parents, perturbed, seed=0):
     return perturb_children(
-        torch.tensor([log_probs]), torch.tensor([perturbed]), torch.tensor([parents]),
+        torch.tensor([perturbed]), torch.tensor([log_probs]), torch.tensor([parents]),
         generator=torch.Generator().manual_seed(seed),
     )  # fmt: skip
 
@@ -37,9 +37,9 @@ def test_two_levels_sample_leaves_without_replacement():
     n = 40_000
     generator = torch.Generator().manual_seed(0)
     inner = torch.tensor([0.5, 0.3, 0.2]).log().expand(n, -1)
-    first = perturb_children(inner, torch.zeros(n, 1), torch.zeros(n, 3, dtype=torch.long), generator=generator)
+    first = perturb_children(torch.zeros(n, 1), inner, torch.zeros(n, 3, dtype=torch.long), generator=generator)
     parents = torch.tensor([0, 0, 1, 2]).expand(n, -1)
-    second = perturb_children(leaves.log().expand(n, -1), first, parents, generator=generator)
+    second = perturb_children(first, leaves.log().expand(n, -1), parents, generator=generator)
     order = second.topk(2, dim=1).indices
     for i, j in permutations(range(4), 2):
         expected = leaves[i] * leaves[j] / (1 - leaves[i])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.sids.trie import NO_NODE, SidTrie
+from genrec_rl.sids.trie import NO_NODE, TOP_K_STRIDE, SidTrie, largest
 
 ROOT = torch.zeros(1, 1, dtype=torch.long)
 SIDS = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=30)
@@ -54,17 +54,19 @@ def test_place_without_a_child_holds_a_dead_node():
 def test_one_crowded_node_among_many_small_ones_leaves_few_places_empty():
     crowded = [[0, code] for code in range(100)]
     trie = SidTrie(np.array([*crowded, *([k, k] for k in range(1, 50))]), [50, 100])
-    (children,) = real_children(trie, 1, [list(range(50))])
+    children, of_last = real_children(trie, 1, [list(range(50)), [NO_NODE] * 49 + [49]])
     assert children == [(code, code, 0) for code in range(100)] + [(k, 99 + k, k) for k in range(1, 50)]
+    assert of_last == [(49, 148, 49)]
     assert trie.children(1, torch.arange(50)[None])[0].shape[1] < 2 * 149 + 50
 
 
+@settings(deadline=None, max_examples=30)
 @given(SIDS)
 def test_walking_the_trie_gives_exactly_the_distinct_sids_in_order(rows):
     assert sids_below(SidTrie(np.array(rows), [5, 5, 5])) == sorted(set(rows))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(data=st.data(), rows=SIDS)
 def test_children_of_any_nodes_are_those_of_each_alone(data, rows):
     trie = SidTrie(np.array(rows), [5, 5, 5])
@@ -77,6 +79,66 @@ def test_children_of_any_nodes_are_those_of_each_alone(data, rows):
     assert real_children(trie, level, nodes) == expected
 
 
+def test_best_children_of_hand_worked_beams():
+    trie = SidTrie(np.array([[0, 1], [0, 2], [2, 0]]), [3, 3])
+    log_probs = torch.tensor([[[9.0, -1.0, -5.0, -2.0], [9.0, -3.0, -4.0, -6.0]]])
+    beams = trie.best_children(
+        1, torch.tensor([[0, 1]]), torch.tensor([[-10.0, -20.0]]), log_probs, width=3, code_start=1
+    )
+    # Code c is at place 1 + c. Node 0: code 1 at -10 - 5, code 2 at -10 - 2. Node 1: code 0 at -20 - 3.
+    assert beams.scores.tolist() == [[-12, -15, -23]]
+    assert beams.parents.tolist() == [[0, 0, 1]]
+    assert beams.codes.tolist() == [[2, 1, 0]]
+    assert beams.nodes.tolist() == [[1, 0, 2]]
+
+
+@pytest.mark.parametrize("nodes", [[1, NO_NODE], [NO_NODE, 1], [NO_NODE, NO_NODE]])
+def test_best_children_behind_the_last_one_are_dead(nodes):
+    trie = SidTrie(np.array([[0, 1], [0, 2], [2, 0]]), [3, 3])
+    beams = trie.best_children(1, torch.tensor([nodes]), torch.zeros(1, 2), torch.zeros(1, 2, 3), width=2)
+    is_alive = max(nodes) >= 0
+    assert beams.nodes.tolist() == [[2 if is_alive else NO_NODE, NO_NODE]]
+    assert beams.scores.tolist() == [[0.0 if is_alive else -torch.inf, -torch.inf]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), rows=SIDS)
+def test_best_children_are_the_best_of_all_children(data, rows):
+    trie = SidTrie(np.array(rows), [5, 5, 5])
+    level, n_nodes = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    nodes = torch.randint(NO_NODE, trie.n_prefixes(level), (2, n_nodes), generator=generator)
+    scores, log_probs = torch.randn(2, n_nodes, generator=generator), torch.randn(2, n_nodes, 7, generator=generator)
+    beams = trie.best_children(level, nodes, scores, log_probs, width=4, code_start=2)
+    for row in range(2):
+        every = [
+            (float(scores[row, parent] + log_probs[row, parent, 2 + code]), parent, code, child)
+            for code, child, parent in real_children(trie, level, nodes[row : row + 1].tolist())[0]
+        ]
+        is_alive = beams.nodes[row] != NO_NODE
+        parts = (beams.scores, beams.parents, beams.codes, beams.nodes)
+        found = list(zip(*(part[row][is_alive].tolist() for part in parts), strict=True))
+        assert found == sorted(every, reverse=True)[:4]
+        assert (beams.scores[row][~is_alive] == -torch.inf).all()
+
+
+def test_nan_comes_first():
+    trie = SidTrie(np.array([[0], [1]]), [2])
+    beams = trie.best_children(0, ROOT, torch.zeros(1, 1), torch.tensor([[[0.0, torch.nan]]]), width=1)
+    assert beams.scores.isnan().all()
+
+
+@settings(deadline=None, max_examples=50)
+@given(length=st.integers(1, 5 * TOP_K_STRIDE), k=st.integers(1, 4), seed=st.integers(0, 99))
+def test_largest_is_topk(length, k, seed):
+    values = torch.rand(2, length, generator=torch.Generator().manual_seed(seed))
+    expected, at = values.topk(min(k, length), dim=1)
+    found, places = largest(values, k)
+    assert found.equal(expected)
+    assert places.equal(at)
+
+
+@settings(deadline=None, max_examples=30)
 @given(SIDS)
 def test_order_of_the_items_changes_nothing(rows):
     assert sids_below(SidTrie(np.array(rows[::-1]), [5, 5, 5])) == sids_below(SidTrie(np.array(rows), [5, 5, 5]))
