@@ -6,7 +6,8 @@
     bench.finish()
 
 CPU seconds (``time.process_time``) do not grow when another process takes the core, and with one thread they
-are what the work costs. Peak memory is that of torch's tensors, from the profiler, in a run that is not timed; a
+are what the work costs; ``kernel_s`` is the part that the operating system took, most of it to hand out fresh
+memory. Peak memory is that of torch's tensors, from the profiler, in a run that is not timed; a
 contender that is not torch has none. The last line that ``finish`` prints is one line of JSON.
 """
 
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 import time
@@ -100,13 +102,15 @@ class Benchmark:
         """Run all once for warm-up, result and memory, then round after round; the first contender is ours."""
         firsts = {c.name: _run_once(c) for c in contenders}
         times: dict[str, list[float]] = {c.name: [] for c in contenders}
+        kernel: dict[str, list[float]] = {c.name: [] for c in contenders}
         for round_ in range(max(c.repeats or self.settings.repeats for c in contenders)):
             for c in contenders:
                 if round_ < (c.repeats or self.settings.repeats):
                     given = [c.prepare()] if c.prepare else []
-                    begun = time.process_time()
+                    begun, begun_kernel = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_stime
                     c.run(*given)
                     times[c.name].append(time.process_time() - begun)
+                    kernel[c.name].append(resource.getrusage(resource.RUSAGE_SELF).ru_stime - begun_kernel)
         measured = {
             name: Measured(statistics.median(t), min(t), max(t), firsts[name][1], firsts[name][0])
             for name, t in times.items()
@@ -116,6 +120,7 @@ class Benchmark:
             row = {"case": case, "contender": name, "cpu_s": m.seconds, "fastest": m.fastest, "slowest": m.slowest}
             row |= {"ratio": m.seconds / ours.seconds, "peak_mib": m.peak_mib, **facts}
             row["memory_ratio"] = m.peak_mib / ours.peak_mib if m.peak_mib and ours.peak_mib else None
+            row["kernel_s"] = statistics.median(kernel[name])
             self.cases.append(row)
             console.print(_line(row), markup=False, highlight=False)
         return measured

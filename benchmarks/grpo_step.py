@@ -1,0 +1,430 @@
+"""How much faster are our GRPO log-probabilities than repeated rows, and our whole step than TRL's trainer?
+
+    python benchmarks/grpo_step.py --json benchmarks/results/grpo_step.json
+    python benchmarks/grpo_step.py --groups 32 --prompt 512 --step false     (other sizes: no goals)
+    python benchmarks/grpo_step.py --sweep true --json FILE                  (also draws FILE's stem + _growth_*.png)
+
+Log-probabilities of G answers a prompt, forward and backward. ``repeated rows`` is TRL's layout: the prompt once
+for every answer, logits of the answers only. ``prefix-grouper`` is that package as its README says, on SDPA.
+
+Step: rollouts, rewards, loss, backward, clipping and optimiser, without loading, logging or saving. ``TRL`` is the
+stock ``GRPOTrainer`` whose ``generate`` is told the catalogue by a ``prefix_allowed_tokens_fn``; it samples where we
+search beams. Both get the same prompts and the same reward of an item.
+"""
+
+import copy
+import dataclasses
+import functools
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jaxtyping import Bool, Float, Int
+from prefix_grouper import PrefixGrouper
+from prefix_grouper.utils.register_transformers import register_attention
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.baselines import (
+    LEVELS,
+    has_default_sizes,
+    make_catalog,
+    make_policy,
+    prefix_function,
+    random_prompts,
+)
+from benchmarks.harness import Benchmark, BenchmarkSettings, Contender, Measured, parse, plot_growth
+from genrec_rl.models.policy import Policy
+from genrec_rl.models.prefix_tree import branch_log_probs
+from genrec_rl.rl.config import GRPOSRConfig
+from genrec_rl.rl.rollouts import RolloutScorer
+from genrec_rl.rl.trainer import GRPOSRTrainer
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.types import Action, Context, Example
+
+# --- Our interfaces: all that this script calls of what it measures -------------------------------------------------
+
+OUR_STEPS: dict[str, dict[str, Any]] = {
+    "ours": {"nll_coef": 0.0, "anchor_positives": False},
+    "ours, 5 positives a page": {"nll_coef": 0.1, "anchor_positives": True},
+}
+"""Our ways of making a step: fields of ``GRPOSRConfig``. The first does what TRL does.
+
+``GRPOSRConfig`` has no step yet that draws rollouts from the loss's own forward. Once it has, add
+``"ours, fused": OUR_STEPS["ours"] | {...}`` (and one with positives): its goals below are held by that name.
+"""
+
+
+def our_log_probs(
+    model: nn.Module, prompt_ids_BP: Tensor, is_prompt_BP: Tensor, answers_BGC: Tensor
+) -> Float[Tensor, "B G C"]:
+    return branch_log_probs(model, prompt_ids_BP, is_prompt_BP, answers_BGC)[0]
+
+
+def our_trainer(
+    policy: Policy, examples: list[Example], reward: "HashReward", catalog: Catalog, shared: dict, **settings: Any
+) -> GRPOSRTrainer:
+    args = GRPOSRConfig(constrained_rollouts=True, max_positives=8, **shared, **settings)
+    return GRPOSRTrainer(policy, args=args, examples=examples, scorer=RolloutScorer(reward, None, catalog))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+OURS, REPEATED, GROUPER, TRL, FUSED = "ours", "repeated rows", "prefix-grouper", "TRL GRPOTrainer", "ours, fused"
+POSITIVES = 5
+GOALS = {  # by G: time and memory against repeated rows, time against prefix-grouper
+    16: ((12, 17), 8, (1.5, 1.9)),
+    64: ((40, 51), 20, (2.2, 2.9)),
+}
+GOALS_STEP = {OURS: (10, 15), FUSED: (14, 22)}
+
+
+@dataclass
+class Settings(BenchmarkSettings):
+    """Sizes. The goals hold for the defaults."""
+
+    groups: list[int] = field(default_factory=lambda: [16, 64], metadata={"help": "G: answers a prompt"})
+    prompt: int = field(default=256, metadata={"help": "tokens of a prompt; one more than a multiple of 3"})
+    pages: int = field(default=4, metadata={"help": "prompts a batch; half as many from 64 answers on"})
+    items: int = field(default=100_000, metadata={"help": "SIDs in the catalogue"})
+    codes: int = field(default=256, metadata={"help": "codes of each of the three levels"})
+    step: bool = field(default=True, metadata={"help": "also measure a whole step, at the first G"})
+    sweep: bool = field(default=False, metadata={"help": "also measure growth with G and the prompt"})
+
+
+def main() -> None:
+    settings = parse(Settings)
+    bench = Benchmark(__doc__, settings)
+    catalog = make_catalog(settings.items, codes=settings.codes, seed=settings.seed)
+    is_default = has_default_sizes(settings, "prompt", "pages", "items", "codes")
+    for group in settings.groups:
+        pages = settings.pages if group < 64 else max(settings.pages // 2, 1)
+        case = f"log-probs G={group}"
+        measured = compare_log_probs(bench, case, catalog, pages=pages, group=group, prompt=settings.prompt)
+        if is_default and group in GOALS:
+            hold_goals(bench, case, measured, *GOALS[group])
+    if settings.step:
+        measured = compare_steps(bench, catalog, settings)
+        for name, (must, aim) in GOALS_STEP.items():
+            if is_default and settings.groups[0] == 16 and name in measured:
+                ratio = measured[TRL].seconds / measured[name].seconds
+                bench.goal(f"whole step: times faster than TRL, {name}", ratio, must=must, aim=aim)
+    if settings.sweep:
+        sweep(bench, catalog, settings)
+    bench.finish()
+
+
+# --- Log-probabilities ----------------------------------------------------------------------------------------------
+
+
+def compare_log_probs(
+    bench: Benchmark, case: str, catalog: Catalog, *, pages: int, group: int, prompt: int, with_repeated: bool = True
+) -> dict[str, Measured]:
+    """Compare the ways on the same answers; hold log-probabilities and gradients of ours against theirs."""
+    seed = bench.settings.seed
+    policy = make_policy(catalog, seed=seed)
+    ids, is_prompt = random_prompts(policy, pages, prompt, seed=seed)
+    rows = torch.randint(catalog.n_items, (pages, group), generator=torch.Generator().manual_seed(seed))
+    answers = policy.vocab.token_ids(torch.from_numpy(catalog.codes).long()[rows])
+    ways = {OURS: our_log_probs, REPEATED: repeated_log_probs, GROUPER: GroupedLogProbs()}
+    if not with_repeated:
+        del ways[REPEATED]
+    weights = torch.randn(answers.shape, generator=torch.Generator().manual_seed(seed))
+    contenders = []
+    for name, log_probs in ways.items():
+        model = copy.deepcopy(policy.model).train()
+        if name == GROUPER:
+            model.set_attn_implementation("prefix_grouper_attention")
+        run = functools.partial(backward, log_probs, model, ids, is_prompt, answers, weights=weights)
+        repeats = bench.settings.slow_repeats if name == REPEATED else None
+        contenders.append(Contender(name, lambda _, run=run: run(), repeats, functools.partial(forget, model)))
+    measured = bench.compare(case, contenders, pages=pages, prompt=prompt)
+    for other in list(ways)[1:]:
+        check_equal(bench, f"{case}, {other}", measured[OURS].result, measured[other].result)
+    return measured
+
+
+def forget(model: nn.Module) -> None:
+    model.zero_grad(set_to_none=True)
+
+
+def backward(
+    log_probs: Callable[..., Tensor], model: nn.Module, *batch: Tensor, weights: Float[Tensor, "B G C"]
+) -> tuple[Float[Tensor, "B G C"], list[Tensor]]:
+    """Return log-probabilities and the gradient of their weighted sum."""
+    found = log_probs(model, *batch)
+    (found * weights).sum().backward()
+    return found.detach(), [p.grad for p in model.parameters()]
+
+
+def repeated_log_probs(
+    model: nn.Module,
+    prompt_ids_BP: Int[Tensor, "B P"],
+    is_prompt_BP: Bool[Tensor, "B P"],
+    answers_BGC: Int[Tensor, "B G C"],
+) -> Float[Tensor, "B G C"]:
+    """Score a row for each answer, its prompt in front; only the answer's places go through the LM head."""
+    n_answers, n_tokens = answers_BGC.shape[1:]
+    answers = answers_BGC.flatten(0, 1)
+    ids = torch.cat([prompt_ids_BP.repeat_interleave(n_answers, 0), answers], dim=1)
+    is_token = torch.cat([is_prompt_BP.repeat_interleave(n_answers, 0), torch.ones_like(answers).bool()], dim=1)
+    kept = {"logits_to_keep": n_tokens + 1, "use_cache": False}
+    logits = model(input_ids=ids, attention_mask=is_token.long(), **kept).logits[:, :-1]
+    return select(logits, answers).unflatten(0, answers_BGC.shape[:2])
+
+
+class GroupedLogProbs:
+    """Scores one row a prompt with prefix-grouper, its attention running on SDPA.
+
+    The package's own masks are those of padding, meant for flash attention, which is causal by itself; for SDPA the
+    causal part has to be added. It is built once a forward, and none where the kernel's own causal mode does.
+    """
+
+    def __init__(self) -> None:
+        self.causal: dict[tuple[int, int], Tensor | None] = {}
+        register_attention()
+        AttentionInterface.register("sdpa_bottom_right", self._attend)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        prompt_ids_BP: Int[Tensor, "B P"],
+        is_prompt_BP: Bool[Tensor, "B P"],
+        answers_BGC: Int[Tensor, "B G C"],
+    ) -> Float[Tensor, "B G C"]:
+        """Return the log-probability of each token."""
+        self.causal.clear()
+        n_answers = answers_BGC.shape[1]
+        answers = answers_BGC.flatten(0, 1)
+        is_answer = torch.ones_like(answers).bool()
+        grouper = PrefixGrouper.from_ungrouped_masks(is_prompt_BP, is_answer, n_answers, padding_mode="right")
+        positions = [
+            torch.cat([torch.arange(info.prefix_len), *(info.prefix_len + torch.arange(n) for n in info.suffix_lens)])
+            for info in grouper.group_info
+        ]
+        logits = model(
+            input_ids=grouper.concat_input(prompt_ids_BP, is_prompt_BP, answers, is_answer),
+            position_ids=nn.utils.rnn.pad_sequence(positions, batch_first=True),
+            prefix_grouper=grouper,
+            prefix_grouper_attn_func="sdpa_bottom_right",
+            use_cache=False,
+        ).logits
+        _, _, answer_logits, _ = grouper.split_output(logits, include_prefix_last=1)
+        return select(answer_logits[:, :-1], answers).unflatten(0, answers_BGC.shape[:2])
+
+    def _attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, is_key_BK: Tensor, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        shape = (query.shape[2], key.shape[2])
+        if shape not in self.causal:
+            causal = torch.ones(shape, dtype=torch.bool).tril(shape[1] - shape[0])
+            if not is_key_BK.all():
+                self.causal[shape] = causal & is_key_BK[:, None, None, :]
+            else:
+                self.causal[shape] = None if shape[0] == shape[1] else causal
+        return sdpa_attention_forward(module, query, key, value, self.causal[shape], **kwargs)
+
+
+def select(logits_NCV: Float[Tensor, "N C V"], tokens_NC: Int[Tensor, "N C"]) -> Float[Tensor, "N C"]:
+    return logits_NCV.float().log_softmax(-1).gather(2, tokens_NC.unsqueeze(2)).squeeze(2)
+
+
+def check_equal(
+    bench: Benchmark, what: str, ours: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]]
+) -> None:
+    bench.check(f"{what}: largest difference of a log-probability", (ours[0] - other[0]).abs().max(), limit=1e-4)
+    bench.check(f"{what}: relative difference of gradients", relative_difference(ours[1], other[1]), limit=1e-4)
+
+
+def relative_difference(ours: list[Tensor], other: list[Tensor]) -> float:
+    """Return ``|a - b| / |b|`` over all parameters."""
+    apart = sum((a - b).double().square().sum() for a, b in zip(ours, other, strict=True))
+    size = sum(b.double().square().sum() for b in other)
+    return float((apart / size).sqrt())
+
+
+def hold_goals(
+    bench: Benchmark,
+    case: str,
+    measured: dict[str, Measured],
+    repeated: tuple[float, float],
+    memory: float,
+    grouper: tuple[float, float],
+) -> None:
+    ours = measured[OURS]
+    for name, (must, aim) in ((REPEATED, repeated), (GROUPER, grouper)):
+        bench.goal(f"{case}: times faster than {name}", measured[name].seconds / ours.seconds, must=must, aim=aim)
+    bench.goal(f"{case}: memory of {REPEATED} over ours", measured[REPEATED].peak_mib / ours.peak_mib, must=memory)
+
+
+# --- A whole step ---------------------------------------------------------------------------------------------------
+
+
+class HashReward:
+    """An item's reward is a hash of its row, in [0, 1). Remembers the rows it was asked about last."""
+
+    fingerprint = "hash"
+
+    def __init__(self) -> None:
+        self.rows_PG: Int[np.ndarray, "P G"] | None = None
+
+    def score(self, _: list[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
+        """Return the rewards of the candidates."""
+        self.rows_PG = candidates
+        return (candidates.astype(np.int64) * 2_654_435_761 % (1 << 32) / (1 << 32)).astype(np.float32)
+
+
+def compare_steps(bench: Benchmark, catalog: Catalog, settings: Settings) -> dict[str, Measured]:
+    """Compare our steps with TRL's; first hold loss and gradient against each other on the same rollouts."""
+    examples = make_pages(catalog, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = shared_settings(settings, folder)
+        reward = HashReward()
+        ours = {
+            name: our_trainer(make_policy(catalog, seed=settings.seed), examples, reward, catalog, shared, **fields)
+            for name, fields in OUR_STEPS.items()
+        }
+        stock = stock_trainer(make_policy(catalog, seed=settings.seed), examples, catalog, shared)
+        trainers = ours | {TRL: stock}
+        for trainer in trainers.values():
+            trainer.current_gradient_accumulation_steps = 1  # set by train()
+            trainer.create_optimizer()
+        check_step(bench, ours[OURS], stock, reward, catalog)
+        for trainer in trainers.values():
+            optimiser_step(trainer)  # from here on, Adam has its moments
+        repeats = {TRL: settings.slow_repeats}
+        steps = [
+            Contender(name, functools.partial(optimiser_step, t), repeats.get(name)) for name, t in trainers.items()
+        ]
+        return bench.compare(
+            f"whole step G={settings.groups[0]}", steps, pages=settings.pages, prompt=settings.prompt
+        )
+
+
+def make_pages(catalog: Catalog, settings: Settings) -> list[Example]:
+    """Draw pages whose prompts have the length asked for, with five positives each."""
+    if settings.prompt % LEVELS != 1:
+        raise SystemExit(f"--prompt {settings.prompt}: a prompt is one token and {LEVELS} an item; try 256")
+    random = np.random.default_rng(settings.seed)
+    n = settings.prompt // LEVELS
+    return [
+        Example(
+            request_id=str(page),
+            context=Context(
+                user_id=str(page),
+                time=n,
+                history=random.integers(catalog.n_items, size=n),
+                history_times=np.arange(n),
+                history_pages=np.arange(n),
+            ),
+            items=random.choice(catalog.n_items, size=POSITIVES, replace=False),
+            actions=np.full(POSITIVES, Action.CLICK, np.int8),
+        )
+        for page in range(settings.pages)
+    ]
+
+
+def shared_settings(settings: Settings, folder: str) -> dict[str, Any]:
+    """Return what both trainers are told."""
+    group = settings.groups[0]
+    rollouts = {"num_generations": group, "per_device_train_batch_size": group * settings.pages, "num_iterations": 1}
+    loss = {"loss_type": "grpo", "beta": 0.0, "learning_rate": 1e-6, "optim": "adamw_torch", "max_steps": 100}
+    quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    return rollouts | loss | quiet | {"use_cpu": True, "bf16": False, "seed": settings.seed}
+
+
+def stock_trainer(policy: Policy, examples: list[Example], catalog: Catalog, shared: dict[str, Any]) -> GRPOTrainer:
+    """Make TRL's own trainer of the same prompts and reward, its ``generate`` bound to the catalogue."""
+    reward = HashReward()
+
+    def reward_function(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        rows = catalog.rows_of(policy.vocab.codes(torch.tensor(completion_ids)))
+        return reward.score([], rows.numpy()).tolist()
+
+    prompts = [policy.prompts.prompt(example.context).tolist() for example in examples]
+    texts = [" ".join(policy.tokenizer.convert_ids_to_tokens(prompt)) for prompt in prompts]
+    assert policy.tokenizer(texts)["input_ids"] == prompts
+    trainer = GRPOTrainer(
+        model=policy.model,
+        reward_funcs=reward_function,
+        args=GRPOConfig(max_completion_length=LEVELS, activation_checkpointing=False, disable_dropout=True, **shared),
+        train_dataset=Dataset.from_dict({"prompt": texts}),
+        processing_class=policy.tokenizer,
+    )
+    allowed = prefix_function(policy, catalog, prompt_length=len(prompts[0]))
+    trainer.model.generate = functools.partial(trainer.model.generate, prefix_allowed_tokens_fn=allowed)
+    return trainer
+
+
+def read_rows(trainer: GRPOTrainer) -> list[dict[str, Any]]:
+    """Read a batch as the trainer's sampler asks for it: each prompt G times, neighbours equal."""
+    pages = np.repeat(np.arange(len(trainer.train_dataset)), trainer.num_generations)
+    return trainer.train_dataset.__getitems__(pages.tolist())
+
+
+def optimiser_step(trainer: GRPOTrainer) -> None:
+    """Make one step as ``Trainer.train`` does, without its logging."""
+    trainer.training_step(trainer.model, read_rows(trainer), None)
+    update(trainer)
+
+
+def update(trainer: GRPOTrainer) -> None:
+    trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
+
+
+def check_step(bench: Benchmark, ours: GRPOTrainer, stock: GRPOTrainer, reward: HashReward, catalog: Catalog) -> None:
+    """Let ours make a step, give its rollouts to TRL's trainer, and compare losses and gradients."""
+    loss = ours.training_step(ours.model, read_rows(ours), None)
+    assert reward.rows_PG is not None
+    sids = torch.from_numpy(catalog.codes[reward.rows_PG.flatten()]).long()
+    answers = ours.policy.vocab.token_ids(sids).tolist()
+
+    def replay(prompts: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+        ids = trainer.processing_class(prompts)["input_ids"]
+        return {"prompt_ids": ids, "completion_ids": answers, "logprobs": None}
+
+    stock.rollout_func = replay
+    expected = stock.training_step(stock.model, read_rows(stock), None)
+    stock.rollout_func = None
+    gradients = [[p.grad for p in trainer.model.parameters()] for trainer in (ours, stock)]
+    bench.check("whole step: difference of losses on our rollouts", (loss - expected).abs(), limit=1e-4)
+    bench.check("whole step: relative difference of gradients", relative_difference(*gradients), limit=1e-4)
+    for trainer in (ours, stock):
+        update(trainer)
+
+
+# --- Growth ---------------------------------------------------------------------------------------------------------
+
+
+def sweep(bench: Benchmark, catalog: Catalog, settings: Settings) -> None:
+    """Measure log-probabilities of one prompt at growing sizes; repeated rows as far as they take seconds."""
+    steps = [("answers a prompt", group, {"group": group}) for group in (4, 8, 16, 32, 64, 128)]
+    steps += [("prompt tokens", n, {"prompt": n}) for n in (64, 128, 256, 512, 1024, 2048)]
+    bench.settings = dataclasses.replace(settings, slow_repeats=1)
+    curves: dict[str, dict[str, dict[float, float]]] = {}
+    for axis, value, change in steps:
+        at = {"group": 16, "prompt": settings.prompt} | change
+        is_quick = at["group"] * at["prompt"] <= 16 * 2048
+        case = f"growth by {axis}: G={at['group']} P={at['prompt']}"
+        measured = compare_log_probs(bench, case, catalog, pages=1, with_repeated=is_quick, **at)
+        for name, m in measured.items():
+            curves.setdefault(axis, {}).setdefault(name, {})[value] = m.seconds
+    bench.settings = settings
+    for axis, lines in curves.items():
+        if settings.json:
+            path = Path(settings.json)
+            file = path.with_name(f"{path.stem}_growth_{axis.split()[0]}.png")
+            plot_growth(file, f"Log-probabilities and gradient, one prompt, by {axis}", axis, "CPU seconds", lines)
+
+
+if __name__ == "__main__":
+    main()
