@@ -15,6 +15,7 @@ kernel (``kernel_s`` in the file), which hands out fresh memory; with an allocat
 import copy
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +24,27 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from benchmarks.baselines import has_default_sizes, make_catalog, make_policy, prefix_function, random_prompts
+from benchmarks.baselines import LEVELS, has_default_sizes, make_catalog, make_policy, prefix_function, random_prompts
 from benchmarks.harness import Benchmark, BenchmarkSettings, Contender, Measured, parse, plot_growth
-from genrec_rl.decoding.beam_search import beam_search
+from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.models.policy import Policy
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.trie import SidTrie
 
 # --- Our interfaces: all that this script calls of what it measures -------------------------------------------------
 
-VARIANTS: dict[str, dict[str, Any]] = {}
-"""Ways of searching that change the result: name to keyword arguments of ``beam_search``.
-
-Dynamic widths (12, 25, 50) and log-probabilities over one level's codes belong here once ``beam_search`` has them.
-"""
+VARIANTS = {
+    "widths W/4, W/2, W": lambda width: BeamPlan((width // 4, width // 2, width)),
+    "log-probabilities of the level": lambda width: BeamPlan((width,) * LEVELS, "level"),
+}
+"""Ways of searching that change the result."""
 
 
 def search_ours(
-    policy: Policy, prompts: tuple[Tensor, Tensor], trie: SidTrie, width: int, **variant: Any
+    policy: Policy, prompts: tuple[Tensor, Tensor], trie: SidTrie, width: int, plan: BeamPlan | None = None
 ) -> tuple[Int[Tensor, "B W L"], Float[Tensor, "B W"]]:
-    return beam_search(policy.model, *prompts, vocab=policy.vocab, width=width, trie=trie, **variant)
-
-
-def trie_children(trie: SidTrie, level: int, nodes_BW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes and nodes of the children, and which of the padded places hold one: each [B, W, F]."""
-    return trie.children(level, nodes_BW)
+    plan = plan or BeamPlan((width,) * LEVELS)
+    return beam_search(policy.model, *prompts, vocab=policy.vocab, plan=plan, trie=trie)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -146,13 +143,9 @@ def search_replicated(
     for level, start in enumerate(starts):
         hidden = model.model(input_ids=inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
         log_probs = model.lm_head(hidden).log_softmax(-1).unflatten(0, nodes.shape)
-        codes, children, is_child = trie_children(trie, level, nodes)
-        candidates = scores.unsqueeze(2) + log_probs.gather(2, codes + start)
-        candidates = candidates.masked_fill(~is_child, -torch.inf)
-        scores, flat = candidates.flatten(1).topk(min(width, candidates[0].numel()))
-        parents = flat // candidates.shape[2]
-        picked = codes.flatten(1).gather(1, flat) + start
-        before, nodes = nodes, children.flatten(1).gather(1, flat)
+        best = trie.best_children(level, nodes, scores, log_probs, width=width, code_start=start)
+        scores, parents, picked = best.scores, best.parents, best.codes + start
+        before, nodes = nodes, best.nodes
         tokens = tokens.gather(1, parents.unsqueeze(2).expand(-1, -1, level))
         tokens = torch.cat([tokens, picked.unsqueeze(2)], dim=2)
         inputs = picked.reshape(-1, 1)
@@ -200,8 +193,8 @@ def compare_variants(
     model = copy.deepcopy(policy.model).to(torch.bfloat16)
     half = dataclasses.replace(policy, model=model)
     ways = {"bf16 weights": lambda: search_ours(half, prompts, catalog.trie, width)}
-    for name, arguments in VARIANTS.items():
-        ways[name] = lambda given=arguments: search_ours(policy, prompts, catalog.trie, width, **given)
+    for name, plan in VARIANTS.items():
+        ways[name] = partial(search_ours, policy, prompts, catalog.trie, width, plan(width))
     tokens, _ = search_ours(policy, prompts, catalog.trie, width)
     shares = {name: shared_items(tokens, way()[0]) for name, way in ways.items()}
     exact = Contender(OURS, lambda: search_ours(policy, prompts, catalog.trie, width))

@@ -52,20 +52,17 @@ from genrec_rl.types import Action, Context, Example
 # --- Our interfaces: all that this script calls of what it measures -------------------------------------------------
 
 OUR_STEPS: dict[str, dict[str, Any]] = {
-    "ours": {"nll_coef": 0.0, "anchor_positives": False},
-    "ours, 5 positives a page": {"nll_coef": 0.1, "anchor_positives": True},
+    "ours": {"nll_coef": 0.0, "anchor_positives": False, "fused_step": "never"},
+    "ours, fused": {"nll_coef": 0.0, "anchor_positives": False, "fused_step": "always"},
+    "ours, fused, 5 positives a page": {"nll_coef": 0.1, "anchor_positives": True, "fused_step": "always"},
 }
-"""Our ways of making a step: fields of ``GRPOSRConfig``. The first does what TRL does.
-
-``GRPOSRConfig`` has no step yet that draws rollouts from the loss's own forward. Once it has, add
-``"ours, fused": OUR_STEPS["ours"] | {...}`` (and one with positives): its goals below are held by that name.
-"""
+"""Our ways of making a step: fields of ``GRPOSRConfig``. The first two do what TRL does."""
 
 
 def our_log_probs(
     model: nn.Module, prompt_ids_BP: Tensor, is_prompt_BP: Tensor, answers_BGC: Tensor
 ) -> Float[Tensor, "B G C"]:
-    return branch_log_probs(model, prompt_ids_BP, is_prompt_BP, answers_BGC)[0]
+    return branch_log_probs(model, prompt_ids_BP, is_prompt_BP, answers_BGC).log_probs_BGC
 
 
 def our_trainer(
