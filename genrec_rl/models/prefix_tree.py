@@ -53,13 +53,15 @@ def tree_mask(
             the one after itself.
         start_BS: the place of the row where a place's own tree begins; without it all rows are one tree each.
     """
-    place = torch.arange(owner_BS.shape[1], device=owner_BS.device)
-    query, key = owner_BS[:, :, None], owner_BS[:, None, :]
-    sees_trunk = (key == TRUNK) & (place < limit_BS[:, :, None]) & (query != PADDING)
+    n_places = owner_BS.shape[1]
+    # Row n is True at the first n places: looking rows up is faster than comparing places with limits.
+    first = torch.ones(n_places + 1, n_places, dtype=torch.bool, device=owner_BS.device).tril(-1)
+    key = owner_BS[:, None, :]
+    sees_trunk = first[limit_BS.masked_fill(owner_BS == PADDING, 0)] & (key == TRUNK)
     if start_BS is not None:
-        sees_trunk &= place >= start_BS[:, :, None]
-    sees_own = (query == key) & (query >= 0) & (place[:, None] >= place)
-    itself = torch.eye(len(place), dtype=torch.bool, device=place.device)
+        sees_trunk &= ~first[start_BS]
+    sees_own = (owner_BS[:, :, None] == key) & (key >= 0) & first[1:]
+    itself = torch.eye(n_places, dtype=torch.bool, device=owner_BS.device)
     return (sees_trunk | sees_own | itself).unsqueeze(1)
 
 
