@@ -40,21 +40,29 @@ def tree_layout(
     return owner, limit.expand(n_rows, -1)
 
 
-def tree_mask(owner_BS: Int[Tensor, "B S"], limit_BS: Int[Tensor, "B S"]) -> Bool[Tensor, "B 1 S S"]:
+def tree_mask(
+    owner_BS: Int[Tensor, "B S"], limit_BS: Int[Tensor, "B S"], start_BS: Int[Tensor, "B S"] | None = None
+) -> Bool[Tensor, "B 1 S S"]:
     """Return who may look at whom (True = may): the trunk up to a limit, and a branch's own past.
 
     Every place looks at itself, padding too: one that saw nothing would be NaN in SDPA.
 
     Args:
-        owner_BS: branch that a place belongs to, or TRUNK, or PADDING, which nobody sees.
-        limit_BS: how many leading places of the row a place may look at, as far as they are trunk; for a trunk
-            place, the places up to itself.
+        owner_BS: branch that a place belongs to, or TRUNK, or PADDING, which nobody sees. Of several trees in a
+            row no two branches share a number.
+        limit_BS: the place of the row before which a place may look, as far as there is trunk; for a trunk place,
+            the one after itself.
+        start_BS: the place of the row where a place's own tree begins; without it all rows are one tree each.
     """
-    place = torch.arange(owner_BS.shape[1], device=owner_BS.device)
-    query, key = owner_BS[:, :, None], owner_BS[:, None, :]
-    sees_trunk = (key == TRUNK) & (place[None, None, :] < limit_BS[:, :, None]) & (query != PADDING)
-    sees_own = (query == key) & (query >= 0) & (place[:, None] >= place[None, :])
-    itself = torch.eye(len(place), dtype=torch.bool, device=place.device)
+    n_places = owner_BS.shape[1]
+    # Row n is True at the first n places: looking rows up is faster than comparing places with limits.
+    first = torch.ones(n_places + 1, n_places, dtype=torch.bool, device=owner_BS.device).tril(-1)
+    key = owner_BS[:, None, :]
+    sees_trunk = first[limit_BS.masked_fill(owner_BS == PADDING, 0)] & (key == TRUNK)
+    if start_BS is not None:
+        sees_trunk &= ~first[start_BS]
+    sees_own = (owner_BS[:, :, None] == key) & (key >= 0) & first[1:]
+    itself = torch.eye(n_places, dtype=torch.bool, device=owner_BS.device)
     return (sees_trunk | sees_own | itself).unsqueeze(1)
 
 

@@ -126,12 +126,17 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
         past_key_values: Any = None,
         inputs_embeds: Float[Tensor, "B S H"] | None = None,
         use_cache: bool | None = None,
+        kept_places: Int[Tensor, " N"] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run Qwen2 on merged prompts; arguments as in transformers."""
+        """Run Qwen2 on merged prompts; arguments as in transformers.
+
+        ``kept_places`` counts through all rows; the last hidden state is then one row of these places, so that a
+        head or a loss does no work on others.
+        """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embedding_dropout(self.embed_prompt(input_ids))
-        return super().forward(
+        output = super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -139,6 +144,9 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
             use_cache=use_cache,
             **kwargs,
         )
+        if kept_places is not None:
+            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[kept_places].unsqueeze(0)
+        return output
 
 
 class GenRecQwen2ForCausalLM(_InitMerger, Qwen2ForCausalLM):

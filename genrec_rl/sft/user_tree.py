@@ -6,9 +6,11 @@ history is long), and a page's answer attends to the history up to its request: 
     trunk:   <|history|> item <|sep|> item <|sep|> item <|sep|> ...
     branch:                         ^ the place it hangs at, once more, then the answer without its last token
 
-    B rows        S places of a row
+Windows differ in length, so several of a batch share a row, blind to each other: less padding, nothing else changes.
 """
 
+import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +29,8 @@ from genrec_rl.sft.rows import IGNORED, target_items
 from genrec_rl.types import Context
 
 COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels")
+ROOM = 1.5
+"""Width of a batch's rows in longest windows, at most: padding falls with it, the square of attention grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +71,10 @@ def cut_windows(table: PageTable, chosen: Int[np.ndarray, " n"], *, max_history:
     return windows
 
 
-def tree_row(table: PageTable, window: Window, prompts: PromptEncoder, *, max_items: int, max_exposed: int) -> dict:
-    """Write one window as parallel lists, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``."""
+def tree_row(
+    table: PageTable, window: Window, prompts: PromptEncoder, *, max_items: int, max_exposed: int
+) -> dict[str, Int[np.ndarray, " S"]]:
+    """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``."""
     span = slice(window.start, window.end)
     history = table.history_items[span]
     context = Context("", 0, history, table.history_times[span], table.history_pages[span])
@@ -86,7 +92,7 @@ def tree_row(table: PageTable, window: Window, prompts: PromptEncoder, *, max_it
         limits.append(np.full(len(answer), hangs_at))
         labels.append(answer)
     columns = (ids, positions, owners, limits, labels)
-    return {name: np.concatenate(parts).tolist() for name, parts in zip(COLUMNS, columns, strict=True)}
+    return {name: np.concatenate(parts) for name, parts in zip(COLUMNS, columns, strict=True)}
 
 
 def build_trees(
@@ -119,8 +125,34 @@ def build_trees(
     return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)
 
 
+def share_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Share windows out among rows so that the padded rows have the fewest places.
+
+    For each number of rows the longest window left goes to the emptiest row. Rows are at most ``ROOM`` times as
+    wide as the longest window.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    longest = lengths[longest_first[0]]
+    found: list[tuple[int, int, list[list[int]]]] = []
+    for n_rows in range(math.ceil(sum(lengths) / (ROOM * longest)), len(lengths) + 1):
+        rows: list[list[int]] = [[] for _ in range(n_rows)]
+        filled = [(0, row) for row in range(n_rows)]
+        for i in longest_first:
+            length, row = filled[0]
+            heapq.heapreplace(filled, (length + lengths[i], row))
+            rows[row].append(i)
+        width = max(filled)[0]
+        if width <= ROOM * longest:
+            found.append((n_rows * width, width, rows))
+        if width == longest:
+            break
+    return min(found)[2]
+
+
 class TreeCollator:
-    """Pads windows on the right and builds their attention mask.
+    """Lays windows side by side into rows, pads them on the right and builds their attention mask.
+
+    The loss and its gradient are those of one window a row.
 
     Args:
         model: tells how its attention reads a mask.
@@ -129,15 +161,39 @@ class TreeCollator:
 
     def __init__(self, model: Any, *, pad_id: int) -> None:
         self.model = model
-        self.padding = dict(zip(COLUMNS, (pad_id, 0, PADDING, 0, IGNORED), strict=True))
+        self.padding = dict(zip((*COLUMNS, "start"), (pad_id, 0, PADDING, 0, IGNORED, 0), strict=True))
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """Return what the model's forward takes, ``shift_labels`` being one label a place."""
-        width = max(len(row["input_ids"]) for row in rows)
-        padded = {
-            name: torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in rows])
-            for name, fill in self.padding.items()
+    def __call__(self, windows: Sequence[dict[str, Int[np.ndarray, " S"]]]) -> dict[str, Tensor]:
+        """Return what the model's forward takes; only places with a label reach the head, as one row."""
+        rows = share_rows([len(window["input_ids"]) for window in windows])
+        joined = [_join([windows[i] for i in row]) for row in rows]
+        shape = (len(rows), max(len(row["input_ids"]) for row in joined))
+        padded = {name: np.full(shape, fill) for name, fill in self.padding.items()}
+        for b, row in enumerate(joined):
+            for name, values in row.items():
+                padded[name][b, : len(values)] = values
+        tensors = {name: torch.from_numpy(values) for name, values in padded.items()}
+        mask = tree_mask(tensors.pop("owner"), tensors.pop("limit"), tensors.pop("start"))
+        labels = tensors.pop("shift_labels").flatten()
+        places = (labels != IGNORED).nonzero().squeeze(1)
+        labels_1N = labels[places].unsqueeze(0)
+        return tensors | {
+            "attention_mask": as_attention_mask(self.model, mask, self.model.dtype),
+            "kept_places": places,
+            "labels": labels_1N,
+            "shift_labels": labels_1N,
         }
-        mask = tree_mask(padded.pop("owner"), padded.pop("limit"))
-        labels = padded["shift_labels"]
-        return padded | {"attention_mask": as_attention_mask(self.model, mask, self.model.dtype), "labels": labels}
+
+
+def _join(windows: Sequence[dict[str, Int[np.ndarray, " S"]]]) -> dict[str, Int[np.ndarray, " S"]]:
+    """Lay windows end to end, counting places and branches on; ``start`` is where each begins."""
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, "start")}
+    start = n_branches = 0
+    for window in windows:
+        owner = window["owner"]
+        shifted = {"owner": np.where(owner >= 0, owner + n_branches, owner), "limit": window["limit"] + start}
+        for name, values in (window | shifted | {"start": np.full(len(owner), start)}).items():
+            parts[name].append(values)
+        start += len(owner)
+        n_branches += int(owner.max()) + 1
+    return {name: np.concatenate(values) for name, values in parts.items()}

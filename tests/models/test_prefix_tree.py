@@ -44,6 +44,21 @@ def test_branches_may_hang_anywhere_along_the_trunk():
     ]
 
 
+def test_trees_that_share_a_row_are_blind_to_each_other():
+    owner = torch.tensor([[-1, -1, 0, -1, 1, -1, -2]])
+    limit = torch.tensor([[1, 2, 1, 4, 4, 6, 0]])
+    start = torch.tensor([[0, 0, 0, 3, 3, 5, 0]])
+    assert tree_mask(owner, limit, start)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 0, 0, 1],
+    ]
+
+
 def one_by_one(model, prompts, branches):
     """Score each branch in a row of its own, unpadded: what the tree must equal."""
     log_probs = torch.empty(branches.shape)

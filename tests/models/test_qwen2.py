@@ -26,3 +26,10 @@ def test_unmerged_prompt_is_plain_token_embeddings(catalog):
     prompt = torch.from_numpy(policy.prompts.prompt(make_context([3])))[None]
     tokens = policy.vocab.token_ids(torch.from_numpy(CODES[3]).long())
     assert policy.model.model.embed_prompt(prompt)[0, 1:].equal(policy.model.model.embed_tokens(tokens))
+
+
+def test_kept_places_are_counted_through_all_rows(policy):
+    prompts, _ = policy.prompts.batch([policy.prompts.prompt(make_context(history)) for history in ([0, 4], [7, 1])])
+    every = policy.model.model(input_ids=prompts).last_hidden_state
+    kept = policy.model.model(input_ids=prompts, kept_places=torch.tensor([1, 7])).last_hidden_state
+    assert kept.equal(torch.stack([every[0, 1], every[1, 2]])[None])

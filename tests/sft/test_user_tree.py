@@ -6,7 +6,7 @@ from genrec_rl.data.pages import PageTable
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sft.rows import build_rows
-from genrec_rl.sft.user_tree import TreeCollator, build_trees, cut_windows
+from genrec_rl.sft.user_tree import ROOM, TreeCollator, build_trees, cut_windows, share_rows
 from genrec_rl.types import Action
 from tests.fixtures import make_policy
 
@@ -64,11 +64,62 @@ def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, atte
     )
     collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
     trees = build_trees(TABLE, pages, policy.prompts, max_items=10)
-    found = loss_of(policy.model, collate(list(trees)))
+    batch = collate(list(trees))
+    assert len(batch["input_ids"]) < len(trees)  # users share rows
+    found = loss_of(policy.model, batch)
     weights = list(policy.model.parameters())
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
     for a, b in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_windows_that_share_rows_have_the_loss_and_gradient_of_one_window_a_batch(catalog, attention):
+    policy = make_policy(catalog)
+    policy.model.set_attn_implementation(attention)
+    table = make_table([[[(user + i) % 12 for i in range(user % 3 + 1)], [user], [5, 6]] for user in range(9)])
+    windows = list(build_trees(table, np.arange(len(table)), policy.prompts, max_items=10))
+    collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
+    batch = collate(windows)
+    assert batch["input_ids"].shape[0] < len(windows)
+    weights = list(policy.model.parameters())
+    found = loss_of(policy.model, batch)
+    expected = sum(loss_of(policy.model, collate([window])) for window in windows)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    for a, b in zip(torch.autograd.grad(found, weights), torch.autograd.grad(expected, weights), strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_head_gets_the_places_with_a_label_only(policy):
+    windows = list(build_trees(TABLE, np.arange(6), policy.prompts, max_items=10))
+    batch = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)(windows)
+    assert batch["shift_labels"].shape == batch["kept_places"].unsqueeze(0).shape == (1, 3 * 10)
+    assert (batch["shift_labels"] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "rows"),
+    [
+        ([10, 5, 5, 4], [[0, 3], [1, 2]]),  # 2 x 14 places; three rows of 10 would be 30
+        ([4, 10, 5, 5], [[1, 0], [2, 3]]),
+        ([10, 9, 9], [[0], [1], [2]]),  # two rows would be 18 wide, more than 15
+        ([10, 4, 4, 4, 4, 4], [[0], [1, 3, 5], [2, 4]]),  # 3 x 12; four rows of 10 would be 40
+        ([7], [[0]]),
+    ],
+)
+def test_rows_are_shared_with_the_fewest_places(lengths, rows):
+    assert share_rows(lengths) == rows
+
+
+def test_every_window_lies_in_one_row_of_bounded_width():
+    rng = np.random.default_rng(0)
+    for n in range(1, 40):
+        lengths = rng.integers(1, 300, n).tolist()
+        rows = share_rows(lengths)
+        widths = [sum(lengths[i] for i in row) for row in rows]
+        assert sorted(i for row in rows for i in row) == list(range(n))
+        assert max(widths) <= ROOM * max(lengths)
+        assert len(rows) * max(widths) <= n * max(lengths)
 
 
 def test_window_holds_one_user_and_all_pages_that_fit():
