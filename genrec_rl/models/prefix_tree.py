@@ -106,15 +106,16 @@ def branch_log_probs(
     n_prompt = prompt_ids_BP.shape[1]
     width = n_tokens - 1
     inputs = torch.cat([prompt_ids_BP, branches_BGC[:, :, :-1].reshape(n_rows, -1)], dim=1)
+    places = torch.arange(inputs.numel(), device=inputs.device).view_as(inputs)
     network = unwrap(model)
     mask = tree_mask(*tree_layout(is_prompt_BP, n_branches=n_branches, width=width))
     logits = model(
         input_ids=inputs,
         attention_mask={"full_attention": as_attention_mask(network, mask, network.dtype)},
         position_ids=tree_positions(is_prompt_BP, n_branches=n_branches, width=width),
-        logits_to_keep=torch.arange(n_prompt - 1, inputs.shape[1], device=inputs.device),
+        kept_places=places[:, n_prompt - 1 :].flatten(),
         use_cache=False,
-    ).logits
+    ).logits.view(n_rows, 1 + n_branches * width, -1)
     return _score(logits[:, 0], logits[:, 1:], branches_BGC, temperature=temperature, train_entropy=train_entropy)
 
 

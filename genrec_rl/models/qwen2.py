@@ -78,6 +78,20 @@ class DropoutLinear(nn.Linear):
         return self.dropout(super().forward(x))
 
 
+class LastLayer(Qwen2DecoderLayer):
+    """A decoder's last layer, whose MLP works only where the output is read: nothing looks at the other places."""
+
+    def forward(
+        self, hidden_states: Float[Tensor, "B S H"], kept_places: Int[Tensor, " N"] | None = None, **kwargs: Any
+    ) -> Float[Tensor, "B S H"] | Float[Tensor, "1 N H"]:
+        """Run the layer; with ``kept_places``, counted through all rows, return these places as one row."""
+        if kept_places is None:
+            return super().forward(hidden_states, **kwargs)
+        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+        kept = (hidden_states + attended).flatten(0, 1)[kept_places].unsqueeze(0)
+        return kept + self.mlp(self.post_attention_layernorm(kept))
+
+
 class _InitMerger:
     """Start every TokenMerger as a mean. Both classes need it: the backbone's post_init runs first."""
 
@@ -91,12 +105,14 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
     """The backbone: ``input_ids`` may hold packed SIDs beside ordinary token ids."""
 
     config_class = GenRecQwen2Config
+    _no_split_modules = [*Qwen2Model._no_split_modules, "LastLayer"]  # noqa: RUF012  (transformers reads it so)
 
     def __init__(self, config: GenRecQwen2Config) -> None:
         super().__init__(config)
         if config.merges:
             self.token_merger = TokenMerger(len(config.sid_codebook_sizes or ()), config.hidden_size)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers[-1] = LastLayer(config, layer_idx=len(self.layers) - 1)
         if config.residual_dropout > 0:
             for layer in self.layers:
                 assert isinstance(layer, Qwen2DecoderLayer)
@@ -126,17 +142,16 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
         past_key_values: Any = None,
         inputs_embeds: Float[Tensor, "B S H"] | None = None,
         use_cache: bool | None = None,
-        kept_places: Int[Tensor, " N"] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run Qwen2 on merged prompts; arguments as in transformers.
 
-        ``kept_places`` counts through all rows; the last hidden state is then one row of these places, so that a
-        head or a loss does no work on others.
+        With ``kept_places``, which count through all rows, the last hidden state is one row of these places (1 N H),
+        so that neither the last MLP nor a head or a loss does work on others.
         """
         if inputs_embeds is None and input_ids is not None:
             inputs_embeds = self.embedding_dropout(self.embed_prompt(input_ids))
-        output = super().forward(
+        return super().forward(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -144,9 +159,6 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
             use_cache=use_cache,
             **kwargs,
         )
-        if kept_places is not None:
-            output.last_hidden_state = output.last_hidden_state.flatten(0, 1)[kept_places].unsqueeze(0)
-        return output
 
 
 class GenRecQwen2ForCausalLM(_InitMerger, Qwen2ForCausalLM):

@@ -56,16 +56,17 @@ def read_trunk(model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_prompt_BP
     """
     cache = DynamicCache(config=unwrap(model).config)
     positions = (is_prompt_BP.cumsum(1) - 1).clamp(min=0)
+    n_rows, n_places = prompt_ids_BP.shape
     output = model(
         input_ids=prompt_ids_BP,
         attention_mask=None if is_prompt_BP.all() else is_prompt_BP.long(),
         position_ids=positions,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=1,
+        kept_places=torch.arange(1, n_rows + 1, device=prompt_ids_BP.device) * n_places - 1,
     )
     layers = tuple((layer.keys, layer.values) for layer in cache.layers)
-    return Trunk(layers, output.logits[:, -1].float(), is_prompt_BP, positions[:, -1:] + 1)
+    return Trunk(layers, output.logits[0].float(), is_prompt_BP, positions[:, -1:] + 1)
 
 
 class Branches:
