@@ -1,5 +1,5 @@
 # The two commands of README: `make demo` and `make test`. `make check` is what CI runs before the tests.
-.PHONY: demo test check format clean
+.PHONY: demo test check bench format clean
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -18,6 +18,13 @@ check: $(INSTALLED)  ## lint, format, types, import layers
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+BENCHMARKS := beam_search grpo_step sft_step token_merger reward_scoring trie semantic_ids
+bench: $(INSTALLED)  ## the seven benchmarks one after the other, and their table in README (sft_step needs `make demo`)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
+	for name in $(BENCHMARKS); do \
+	  $(PYTHON) benchmarks/$$name.py --sweep true --json benchmarks/results/$$name.json || exit 1; done
+	$(PYTHON) benchmarks/speed_table.py
 
 format: $(INSTALLED)  ## mend what ruff can mend
 	$(VENV)/bin/ruff check --fix .

@@ -12,14 +12,13 @@ import platform
 import re
 from pathlib import Path
 
-from genrec_rl.errors import DataError
+from benchmarks.readme import fill_readme
 from genrec_rl.tracking import STAGE_FILE, console, require_stage, run_recipe
 
 RUNS = Path("runs/demo")
 RESULTS = Path("benchmarks/results")
 STAGES = ("data", "sids", "sft", "reward", "grpo", "grpo_sr", "eval")
 KEPT = ("Constrained decoding", "Unconstrained decoding", "What this says")
-MARKERS = ("<!-- demo-table:begin -->", "<!-- demo-table:end -->")
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     (RESULTS / "demo_movielens.json").write_text(json.dumps(result, indent=2) + "\n")
     table = (RUNS / "eval" / "table.md").read_text()
     (RESULTS / "demo_movielens.md").write_text(table)
-    fill_readme(for_readme(table))
+    fill_readme("demo-table", for_readme(table))
     console.print(f"{RESULTS}/demo_movielens.json, .md and README.md hold the demo of commit {result['commit']}")
 
 
@@ -48,15 +47,6 @@ def for_readme(table: str) -> str:
     sections = [part for part in re.split(r"^## ", table, flags=re.MULTILINE) if part.startswith(KEPT)]
     text = "\n\n".join(f"### {part.strip()}" for part in sections)
     return f"{text}\n\nDifferences on the same users, protocol and titles: `{RESULTS}/demo_movielens.md`."
-
-
-def fill_readme(text: str) -> None:
-    readme = Path("README.md")
-    before, begin, rest = readme.read_text().partition(MARKERS[0])
-    _, end, after = rest.partition(MARKERS[1])
-    if not (begin and end):
-        raise DataError(f"README.md lacks the markers {MARKERS[0]} and {MARKERS[1]}; put them back")
-    readme.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 if __name__ == "__main__":
