@@ -11,6 +11,7 @@ memory. Peak memory is that of torch's tensors, from the profiler, in a run that
 contender that is not torch has none. The last line that ``finish`` prints is one line of JSON.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -55,7 +56,9 @@ class BenchmarkSettings:
 
 def parse(settings: type[S]) -> S:
     """Read settings off the command line."""
-    parser = HfArgumentParser(settings, description=sys.modules["__main__"].__doc__)
+    parser = HfArgumentParser(
+        settings, description=sys.modules["__main__"].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     return parser.parse_args_into_dataclasses()[0]
 
 
