@@ -144,3 +144,19 @@ def test_entropies_have_a_gradient_only_when_they_are_trained(policy):
     for train in (False, True):
         scores = branch_log_probs(policy.model, ids, is_prompt, branches, train_entropy=train)
         assert scores.entropies_BGC.requires_grad == train
+
+
+def test_activation_checkpointing_changes_no_gradient(policy):
+    ids, is_prompt = policy.prompts.batch([policy.prompts.prompt(make_context([5, 2, 8]))])
+    branches = torch.tensor([[[4, 8, 12], [5, 9, 13]]])
+    weights = [*policy.model.parameters()]
+
+    def gradients():
+        log_probs = branch_log_probs(policy.model, ids, is_prompt, branches).log_probs_BGC
+        return torch.autograd.grad(log_probs.sum(), weights)
+
+    wanted = gradients()
+    policy.model.train()
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for found, expected in zip(gradients(), wanted, strict=True):
+        assert torch.allclose(found, expected, atol=1e-6)
