@@ -39,18 +39,20 @@ class Beams:
 class _Segments:
     """Children of B x W nodes in pieces of up to F neighbours; a piece never spans two nodes.
 
-    ``codes`` beyond ``counts`` are other nodes' and mean nothing; ``is_full`` says that there are none.
+    ``codes`` beyond ``counts`` are other nodes' and mean nothing.
     """
 
     codes: Int[Tensor, "B S F"]
     first: Int[Tensor, "B S"]
     counts: Int[Tensor, "B S"]
     parents: Int64[Tensor, "B S"]
-    is_full: bool
 
-    def is_child(self) -> Bool[Tensor, "B S F"]:
-        """Whether each place holds a child."""
-        return torch.arange(self.codes.shape[2], device=self.codes.device) < self.counts.unsqueeze(2)
+    def empty_places(self) -> Int64[Tensor, " E"]:
+        """Where no child lies, in the flattened codes."""
+        counts = self.counts.flatten()
+        # So many children lie before an empty place as its own and all earlier segments have.
+        before = counts.cumsum(0).index_select(0, torch.repeat_interleave(self.codes.shape[2] - counts))
+        return torch.arange(len(before), device=before.device) + before
 
 
 class SidTrie:
@@ -75,7 +77,8 @@ class SidTrie:
         for size in reversed(self.codebook_sizes):
             parents = prefixes // size
             firsts = np.flatnonzero(is_run_start(parents))
-            begins = np.append(firsts, len(prefixes)).astype(np.int32)
+            # Node i has the children begins[i + 1] to begins[i + 2]; the 0 in front makes node -1 a childless one.
+            begins = np.concatenate([[0], firsts, [len(prefixes)]]).astype(np.int32)
             own = (prefixes - parents * size).astype(np.int16 if size <= LARGEST_INT16_CODEBOOK else np.int32)
             # A segment read from the last node's end stays inside the array.
             padding = np.zeros(np.diff(begins).max(), own.dtype)
@@ -108,11 +111,11 @@ class SidTrie:
         that is NO_NODE has no children.
         """
         segments = self._segments(level, nodes)
-        is_child = segments.is_child()
-        place = torch.arange(is_child.shape[2], device=nodes.device)
-        child_nodes = torch.where(is_child, segments.first.unsqueeze(2) + place, NO_NODE)
-        parents = segments.parents.unsqueeze(2).expand_as(child_nodes)
-        return segments.codes.long().flatten(1), child_nodes.flatten(1), parents.flatten(1), is_child.flatten(1)
+        codes = segments.codes.long()
+        child_nodes = segments.first.unsqueeze(2) + torch.arange(codes.shape[2], device=nodes.device)
+        child_nodes.view(-1).index_fill_(0, segments.empty_places(), NO_NODE)
+        parents = segments.parents.unsqueeze(2).expand_as(codes)
+        return codes.flatten(1), child_nodes.flatten(1), parents.flatten(1), child_nodes.flatten(1) != NO_NODE
 
     def best_children(
         self,
@@ -144,8 +147,7 @@ class SidTrie:
         places = segments.codes.to(integer) + (rows * n_vocab + code_start).to(integer).unsqueeze(2)
         log_probs_BSF = log_probs.flatten().index_select(0, places.flatten()).view_as(places)
         candidates = scores.gather(1, segments.parents).unsqueeze(2) + log_probs_BSF
-        if not segments.is_full:
-            candidates = torch.where(segments.is_child(), candidates, -torch.inf)
+        candidates.view(-1).index_fill_(0, segments.empty_places(), -torch.inf)
         best, at = largest(candidates.flatten(1), width)
         segment, place = at // n_places, at % n_places
         is_child = place < segments.counts.gather(1, segment)
@@ -158,19 +160,17 @@ class SidTrie:
 
     def _segments(self, level: int, nodes: Int64[Tensor, "B W"]) -> _Segments:
         begins, codes = self._levels(nodes.device)[level]
-        alive = nodes.clamp(min=0)
-        first = begins[alive]
-        counts = (begins[alive + 1] - first).masked_fill_(nodes < 0, 0)
+        first, behind = begins.unfold(0, 2, 1).index_select(0, nodes.flatten() + 1).view(*nodes.shape, 2).unbind(2)
+        counts = behind - first
         parents = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
-        fewest, widest = counts.aminmax()
-        narrow, wide, most = torch.stack([fewest, widest, counts.sum(1).max()]).tolist()
+        wide, most = torch.stack([counts.max(), counts.sum(1, dtype=torch.int32).max()]).tolist()
         n_places = max(wide, 1)
         if wide * nodes.shape[1] > 2 * most:
             # Few nodes have most children: room for the widest everywhere would be mostly empty.
             n_places = -(-most // nodes.shape[1])
             first, counts, parents = _cut(first, counts, n_places)
         read = codes.unfold(0, n_places, 1).index_select(0, first.flatten())
-        return _Segments(read.view(*first.shape, n_places), first, counts, parents, narrow == wide > 0)
+        return _Segments(read.view(*first.shape, n_places), first, counts, parents)
 
     def _levels(self, device: torch.device) -> tuple[tuple[Int[Tensor, " nodes+1"], Int[Tensor, " children"]], ...]:
         if device not in self._arrays:
@@ -195,7 +195,7 @@ def _cut(
     index = torch.arange(n_nodes, device=first.device).repeat(n_rows)
     parents = index.repeat_interleave(pieces.flatten(), output_size=n_rows * n_segments).view(n_rows, -1)
     skipped = (torch.arange(n_segments, device=first.device) - begins.gather(1, parents)) * size
-    kept = (counts.gather(1, parents) - skipped).clamp(min=0)
+    kept = (counts.gather(1, parents) - skipped).clamp(0, size)
     return (first.gather(1, parents) + skipped).masked_fill(kept == 0, 0), kept, parents
 
 
