@@ -24,6 +24,8 @@ NO_NODE = -1
 LARGEST_INT16_CODEBOOK = 1 << 15
 TOP_K_STRIDE = 16
 Rank = Callable[[Float[Tensor, "B M"], Int64[Tensor, "B M"]], Float[Tensor, "B M"]]
+SMALL_ROOM = 1 << 10
+"""Places for a prompt's children up to which empty ones cost less than leaving them out."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,17 +44,19 @@ class _Segments:
     """Children of B x W nodes in pieces of up to F neighbours; a piece never spans two nodes.
 
     ``codes`` beyond ``counts`` are other nodes' and mean nothing; ``is_full`` says that there are none.
+    ``owners`` numbers the nodes of all prompts one after the other.
     """
 
     codes: Int[Tensor, "B S F"]
     first: Int[Tensor, "B S"]
     counts: Int[Tensor, "B S"]
-    parents: Int64[Tensor, "B S"]
+    owners: Int64[Tensor, "B S"]
     is_full: bool
 
     def is_child(self) -> Bool[Tensor, "B S F"]:
         """Whether each place holds a child."""
-        return torch.arange(self.codes.shape[2], device=self.codes.device) < self.counts.unsqueeze(2)
+        place = torch.arange(self.codes.shape[2], dtype=self.counts.dtype, device=self.counts.device)
+        return place < self.counts.unsqueeze(2)
 
 
 class SidTrie:
@@ -77,7 +81,8 @@ class SidTrie:
         for size in reversed(self.codebook_sizes):
             parents = prefixes // size
             firsts = np.flatnonzero(is_run_start(parents))
-            begins = np.append(firsts, len(prefixes)).astype(np.int32)
+            # Node i has the children begins[i + 1] to begins[i + 2]; the 0 in front makes node -1 a childless one.
+            begins = np.concatenate([[0], firsts, [len(prefixes)]]).astype(np.int32)
             own = (prefixes - parents * size).astype(np.int16 if size <= LARGEST_INT16_CODEBOOK else np.int32)
             # A segment read from the last node's end stays inside the array.
             padding = np.zeros(np.diff(begins).max(), own.dtype)
@@ -110,11 +115,11 @@ class SidTrie:
         that is NO_NODE has no children.
         """
         segments = self._segments(level, nodes)
-        is_child = segments.is_child()
-        place = torch.arange(is_child.shape[2], device=nodes.device)
-        child_nodes = torch.where(is_child, segments.first.unsqueeze(2) + place, NO_NODE)
-        parents = segments.parents.unsqueeze(2).expand_as(child_nodes)
-        return segments.codes.long().flatten(1), child_nodes.flatten(1), parents.flatten(1), is_child.flatten(1)
+        codes, is_child = segments.codes.long(), segments.is_child()
+        child_nodes = segments.first.unsqueeze(2) + torch.arange(codes.shape[2], device=nodes.device)
+        child_nodes.masked_fill_(~is_child, NO_NODE)
+        parents = (segments.owners % nodes.shape[1]).unsqueeze(2).expand_as(codes)
+        return codes.flatten(1), child_nodes.flatten(1), parents.flatten(1), is_child.flatten(1)
 
     def best_children(
         self,
@@ -141,44 +146,41 @@ class SidTrie:
             rank: turns scores (B M, -inf where there is no child) and parents (B M) into what is chosen by.
         """
         segments = self._segments(level, nodes)
-        n_rows, n_nodes, n_vocab = log_probs.shape
-        n_places = segments.codes.shape[2]
+        n_places, n_vocab = segments.codes.shape[2], log_probs.shape[2]
         integer = torch.int32 if log_probs.numel() < 1 << 31 else torch.int64
-        rows = segments.parents + torch.arange(n_rows, device=nodes.device).unsqueeze(1) * n_nodes
-        places = segments.codes.to(integer) + (rows * n_vocab + code_start).to(integer).unsqueeze(2)
+        places = segments.codes.to(integer) + (segments.owners * n_vocab + code_start).to(integer).unsqueeze(2)
         log_probs_BSF = log_probs.flatten().index_select(0, places.flatten()).view_as(places)
-        candidates = scores.gather(1, segments.parents).unsqueeze(2) + log_probs_BSF
+        candidates = scores.take(segments.owners).unsqueeze(2) + log_probs_BSF
         if not segments.is_full:
             candidates = torch.where(segments.is_child(), candidates, -torch.inf)
         found = ranks = candidates.flatten(1)
         if rank is not None:
-            ranks = rank(found, segments.parents.unsqueeze(2).expand_as(candidates).flatten(1))
+            parents = segments.owners % nodes.shape[1]
+            ranks = rank(found, parents.unsqueeze(2).expand_as(candidates).flatten(1))
         best, at = largest(ranks, width)
         segment, place = at // n_places, at % n_places
         is_child = place < segments.counts.gather(1, segment)
         return BestChildren(
             ranks=best,
             scores=best if rank is None else found.gather(1, at),
-            parents=segments.parents.gather(1, segment),
+            parents=segments.owners.gather(1, segment) % nodes.shape[1],
             codes=segments.codes.flatten(1).gather(1, at).long(),
             nodes=torch.where(is_child, segments.first.gather(1, segment) + place, NO_NODE),
         )
 
     def _segments(self, level: int, nodes: Int64[Tensor, "B W"]) -> _Segments:
         begins, codes = self._levels(nodes.device)[level]
-        alive = nodes.clamp(min=0)
-        first = begins[alive]
-        counts = (begins[alive + 1] - first).masked_fill_(nodes < 0, 0)
-        parents = torch.arange(nodes.shape[1], device=nodes.device).expand_as(nodes)
-        fewest, widest = counts.aminmax()
-        narrow, wide, most = torch.stack([fewest, widest, counts.sum(1).max()]).tolist()
-        n_places = max(wide, 1)
-        if wide * nodes.shape[1] > 2 * most:
+        first, behind = begins.unfold(0, 2, 1).index_select(0, nodes.flatten() + 1).view(*nodes.shape, 2).unbind(2)
+        counts = behind - first
+        owners = torch.arange(nodes.numel(), device=nodes.device).view_as(nodes)
+        narrowest, widest = (int(count) for count in counts.aminmax())
+        n_places, room = max(widest, 1), widest * nodes.shape[1]
+        if room > SMALL_ROOM and room > 2 * (most := int(counts.sum(1).max())):
             # Few nodes have most children: room for the widest everywhere would be mostly empty.
             n_places = -(-most // nodes.shape[1])
-            first, counts, parents = _cut(first, counts, n_places)
-        read = codes.unfold(0, n_places, 1).index_select(0, first.flatten())
-        return _Segments(read.view(*first.shape, n_places), first, counts, parents, narrow == wide > 0)
+            first, counts, owners = _cut(first, counts, n_places)
+        read = codes.unfold(0, n_places, 1).index_select(0, first.flatten()).view(*first.shape, n_places)
+        return _Segments(read, first, counts, owners, narrowest == widest > 0)
 
     def _levels(self, device: torch.device) -> tuple[tuple[Int[Tensor, " nodes+1"], Int[Tensor, " children"]], ...]:
         if device not in self._arrays:
@@ -190,21 +192,20 @@ class SidTrie:
 def _cut(
     first: Int[Tensor, "B W"], counts: Int[Tensor, "B W"], size: int
 ) -> tuple[Int[Tensor, "B S"], Int[Tensor, "B S"], Int64[Tensor, "B S"]]:
-    """Cut each node's children into segments of ``size``; return first child, count and parent of each.
+    """Cut each node's children into segments of ``size``; return first child, count and owner of each.
 
     S is what the prompt with most segments has; the others end with empty ones.
     """
-    n_rows, n_nodes = first.shape
+    n_rows = len(first)
     pieces = (counts + (size - 1)) // size
     ends = pieces.cumsum(1)
     n_segments = int(ends[:, -1].max())
     begins = ends - pieces
     pieces[:, -1] += n_segments - ends[:, -1]
-    index = torch.arange(n_nodes, device=first.device).repeat(n_rows)
-    parents = index.repeat_interleave(pieces.flatten(), output_size=n_rows * n_segments).view(n_rows, -1)
-    skipped = (torch.arange(n_segments, device=first.device) - begins.gather(1, parents)) * size
-    kept = (counts.gather(1, parents) - skipped).clamp(min=0)
-    return (first.gather(1, parents) + skipped).masked_fill(kept == 0, 0), kept, parents
+    owners = torch.repeat_interleave(pieces.flatten(), output_size=n_rows * n_segments).view(n_rows, -1).long()
+    skipped = (torch.arange(n_segments, device=first.device) - begins.take(owners)) * size
+    kept = (counts.take(owners) - skipped).clamp(0, size)
+    return (first.take(owners) + skipped).masked_fill(kept == 0, 0), kept, owners
 
 
 def largest(values: Float[Tensor, "B N"], k: int) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:

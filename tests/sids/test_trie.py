@@ -154,9 +154,9 @@ def test_equal_sids_count_once():
 
 
 def test_bytes_of_hand_worked_arrays():
-    # Level 0: begins [0, 2], 2 codes and 2 of padding. Level 1: begins [0, 2, 3], 3 codes and 2 of padding.
+    # Level 0: begins [0, 0, 2], 2 codes and 2 of padding. Level 1: begins [0, 0, 2, 3], 3 codes and 2 of padding.
     trie = SidTrie(np.array([[0, 1], [0, 2], [2, 0]]), [3, 3])
-    assert trie.n_bytes == (2 * 4 + 4 * 2) + (3 * 4 + 5 * 2)
+    assert trie.n_bytes == (3 * 4 + 4 * 2) + (4 * 4 + 5 * 2)
 
 
 def test_large_catalogue_takes_at_most_24_bytes_an_item():
