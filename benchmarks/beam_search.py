@@ -231,7 +231,7 @@ def sweep(bench: Benchmark, settings: Settings) -> None:
         if settings.json:
             path = Path(settings.json)
             file = path.with_name(f"{path.stem}_growth_{axis.split()[0]}.png")
-            plot_growth(file, f"Beam search of one prompt, by {axis}", axis, "CPU seconds", lines)
+            plot_growth(file, "Beam search of one prompt", axis, "CPU seconds", lines)
 
 
 def measure_at(

@@ -423,7 +423,7 @@ def sweep(bench: Benchmark, catalog: Catalog, settings: Settings) -> None:
         if settings.json:
             path = Path(settings.json)
             file = path.with_name(f"{path.stem}_growth_{axis.split()[0]}.png")
-            plot_growth(file, f"Log-probabilities and gradient, one prompt, by {axis}", axis, "CPU seconds", lines)
+            plot_growth(file, "Log-probabilities and gradient of one prompt", axis, "CPU seconds", lines)
 
 
 if __name__ == "__main__":
