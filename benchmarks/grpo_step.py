@@ -24,21 +24,19 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Bool, Float, Int
-from prefix_grouper import PrefixGrouper
-from prefix_grouper.utils.register_transformers import register_attention
+from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from trl import GRPOConfig, GRPOTrainer
 
 from benchmarks.baselines import (
     LEVELS,
+    GroupedLogProbs,
     has_default_sizes,
     make_catalog,
     make_policy,
     prefix_function,
     random_prompts,
+    repeated_log_probs,
 )
 from benchmarks.harness import Benchmark, BenchmarkSettings, Contender, Measured, parse, plot_growth
 from genrec_rl.models.policy import Policy
@@ -161,78 +159,6 @@ def backward(
     return found.detach(), [p.grad for p in model.parameters()]
 
 
-def repeated_log_probs(
-    model: nn.Module,
-    prompt_ids_BP: Int[Tensor, "B P"],
-    is_prompt_BP: Bool[Tensor, "B P"],
-    answers_BGC: Int[Tensor, "B G C"],
-) -> Float[Tensor, "B G C"]:
-    """Score a row for each answer, its prompt in front; only the answer's places go through the LM head."""
-    n_answers, n_tokens = answers_BGC.shape[1:]
-    answers = answers_BGC.flatten(0, 1)
-    ids = torch.cat([prompt_ids_BP.repeat_interleave(n_answers, 0), answers], dim=1)
-    is_token = torch.cat([is_prompt_BP.repeat_interleave(n_answers, 0), torch.ones_like(answers).bool()], dim=1)
-    kept = {"logits_to_keep": n_tokens + 1, "use_cache": False}
-    logits = model(input_ids=ids, attention_mask=is_token.long(), **kept).logits[:, :-1]
-    return select(logits, answers).unflatten(0, answers_BGC.shape[:2])
-
-
-class GroupedLogProbs:
-    """Scores one row a prompt with prefix-grouper, its attention running on SDPA.
-
-    The package's own masks are those of padding, meant for flash attention, which is causal by itself; for SDPA the
-    causal part has to be added. It is built once a forward, and none where the kernel's own causal mode does.
-    """
-
-    def __init__(self) -> None:
-        self.causal: dict[tuple[int, int], Tensor | None] = {}
-        register_attention()
-        AttentionInterface.register("sdpa_bottom_right", self._attend)
-
-    def __call__(
-        self,
-        model: nn.Module,
-        prompt_ids_BP: Int[Tensor, "B P"],
-        is_prompt_BP: Bool[Tensor, "B P"],
-        answers_BGC: Int[Tensor, "B G C"],
-    ) -> Float[Tensor, "B G C"]:
-        """Return the log-probability of each token."""
-        self.causal.clear()
-        n_answers = answers_BGC.shape[1]
-        answers = answers_BGC.flatten(0, 1)
-        is_answer = torch.ones_like(answers).bool()
-        grouper = PrefixGrouper.from_ungrouped_masks(is_prompt_BP, is_answer, n_answers, padding_mode="right")
-        positions = [
-            torch.cat([torch.arange(info.prefix_len), *(info.prefix_len + torch.arange(n) for n in info.suffix_lens)])
-            for info in grouper.group_info
-        ]
-        logits = model(
-            input_ids=grouper.concat_input(prompt_ids_BP, is_prompt_BP, answers, is_answer),
-            position_ids=nn.utils.rnn.pad_sequence(positions, batch_first=True),
-            prefix_grouper=grouper,
-            prefix_grouper_attn_func="sdpa_bottom_right",
-            use_cache=False,
-        ).logits
-        _, _, answer_logits, _ = grouper.split_output(logits, include_prefix_last=1)
-        return select(answer_logits[:, :-1], answers).unflatten(0, answers_BGC.shape[:2])
-
-    def _attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, is_key_BK: Tensor, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        shape = (query.shape[2], key.shape[2])
-        if shape not in self.causal:
-            causal = torch.ones(shape, dtype=torch.bool).tril(shape[1] - shape[0])
-            if not is_key_BK.all():
-                self.causal[shape] = causal & is_key_BK[:, None, None, :]
-            else:
-                self.causal[shape] = None if shape[0] == shape[1] else causal
-        return sdpa_attention_forward(module, query, key, value, self.causal[shape], **kwargs)
-
-
-def select(logits_NCV: Float[Tensor, "N C V"], tokens_NC: Int[Tensor, "N C"]) -> Float[Tensor, "N C"]:
-    return logits_NCV.float().log_softmax(-1).gather(2, tokens_NC.unsqueeze(2)).squeeze(2)
-
-
 def check_equal(
     bench: Benchmark, what: str, ours: tuple[Tensor, list[Tensor]], other: tuple[Tensor, list[Tensor]]
 ) -> None:
@@ -293,7 +219,9 @@ def compare_steps(bench: Benchmark, catalog: Catalog, settings: Settings) -> dic
         for trainer in trainers.values():
             trainer.current_gradient_accumulation_steps = 1  # set by train()
             trainer.create_optimizer()
-        check_step(bench, ours[OURS], stock, reward, catalog)
+        for name in (OURS, FUSED):
+            if name in ours:
+                check_step(bench, f"whole step, {name}", ours[name], stock, reward, catalog)
         for trainer in trainers.values():
             optimiser_step(trainer)  # from here on, Adam has its moments
         repeats = {TRL: settings.slow_repeats}
@@ -369,17 +297,15 @@ def read_rows(trainer: GRPOTrainer) -> list[dict[str, Any]]:
 def optimiser_step(trainer: GRPOTrainer) -> None:
     """Make one step as ``Trainer.train`` does, without its logging."""
     trainer.training_step(trainer.model, read_rows(trainer), None)
-    update(trainer)
-
-
-def update(trainer: GRPOTrainer) -> None:
     trainer.accelerator.clip_grad_norm_(trainer.model.parameters(), trainer.args.max_grad_norm)
     trainer.optimizer.step()
     trainer.model.zero_grad()
 
 
-def check_step(bench: Benchmark, ours: GRPOTrainer, stock: GRPOTrainer, reward: HashReward, catalog: Catalog) -> None:
-    """Let ours make a step, give its rollouts to TRL's trainer, and compare losses and gradients."""
+def check_step(
+    bench: Benchmark, what: str, ours: GRPOTrainer, stock: GRPOTrainer, reward: HashReward, catalog: Catalog
+) -> None:
+    """Let ours roll out, give its rollouts to TRL's trainer, and compare losses and gradients; no weight moves."""
     loss = ours.training_step(ours.model, read_rows(ours), None)
     assert reward.rows_PG is not None
     sids = torch.from_numpy(catalog.codes[reward.rows_PG.flatten()]).long()
@@ -393,10 +319,10 @@ def check_step(bench: Benchmark, ours: GRPOTrainer, stock: GRPOTrainer, reward: 
     expected = stock.training_step(stock.model, read_rows(stock), None)
     stock.rollout_func = None
     gradients = [[p.grad for p in trainer.model.parameters()] for trainer in (ours, stock)]
-    bench.check("whole step: difference of losses on our rollouts", (loss - expected).abs(), limit=1e-4)
-    bench.check("whole step: relative difference of gradients", relative_difference(*gradients), limit=1e-4)
+    bench.check(f"{what}: difference of losses on our rollouts", (loss - expected).abs(), limit=1e-4)
+    bench.check(f"{what}: relative difference of gradients", relative_difference(*gradients), limit=1e-4)
     for trainer in (ours, stock):
-        update(trainer)
+        forget(trainer.model)
 
 
 # --- Growth ---------------------------------------------------------------------------------------------------------

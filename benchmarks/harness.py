@@ -161,7 +161,7 @@ class Benchmark:
             raise SystemExit("results differ: see the table of equal results above; these ratios mean nothing")
 
     def _facts(self) -> dict[str, Any]:
-        installed = {d.metadata["Name"].lower() for d in metadata.distributions()}
+        installed = {d.metadata["Name"].lower().replace("_", "-") for d in metadata.distributions()}
         return {
             "question": self.question,
             "command": " ".join(["python", *sys.argv]),
