@@ -26,8 +26,8 @@ from reward_models.sim.model import N_GAP_BUCKETS, Behaviours, ItemEncoder, SIMN
 from reward_models.sim.search import latest_of_key, most_relevant
 from reward_models.sim.user_side import Groups, UserSide, UserSideCache, cache_keys
 
-_MAX_CELLS = 1 << 20
-"""Numbers gathered at once, users x candidates x kept behaviours x dimensions: 4 MiB, about a core's own cache."""
+_MAX_CELLS = 1 << 21
+"""Numbers gathered at once, users x candidates x kept behaviours x dimensions: 8 MiB, above which nothing is gained."""
 
 
 class FrozenItems:
