@@ -17,8 +17,9 @@ from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Example
 from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates
 from reward_models.quality import fit_platt, page_auc
+from reward_models.sim.frozen import predict_logits
 from reward_models.sim.model import Histories, ItemTables, SIMConfig, SIMNetwork, sim_loss
-from reward_models.sim.reward import SIM, predict_logits
+from reward_models.sim.reward import SIM
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
@@ -64,6 +64,42 @@ class ItemTables(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Behaviours:
+    """The latest behaviours of P users, one user after the other, each user's oldest first."""
+
+    rows_N: Int[np.ndarray, " N"]
+    gap_buckets_N: UInt8[np.ndarray, " N"]
+    lengths_P: Int[np.ndarray, " P"]
+
+    @classmethod
+    def of(cls, contexts: Sequence[Context], *, max_history: int) -> "Behaviours":
+        """Take each user's last ``max_history`` behaviours.
+
+        Raises:
+            DataError: when a behaviour is later than its request.
+        """
+        lengths_P = np.array([min(len(c.history), max_history) for c in contexts], dtype=np.int64)
+        latest = [(c, len(c.history) - n) for c, n in zip(contexts, lengths_P.tolist(), strict=True) if n]
+        none = [np.empty(0, dtype=np.int64)]
+        rows_N = np.concatenate([c.history[start:] for c, start in latest] or none, dtype=np.int64)
+        gaps_N = np.concatenate([c.time - c.history_times[start:] for c, start in latest] or none, dtype=np.int64)
+        if gaps_N.min(initial=0) < 0:
+            p = int(np.searchsorted(lengths_P.cumsum(), int((gaps_N < 0).argmax()), side="right"))
+            seconds = int((contexts[p].history_times - contexts[p].time)[-int(lengths_P[p]) :].max())
+            raise DataError(
+                f"user {contexts[p].user_id}: a history item is {seconds} s later than the request at "
+                f"{contexts[p].time}; keep only what happened before it"
+            )
+        buckets_N = np.minimum(np.floor(np.log2(1.0 + gaps_N)), N_GAP_BUCKETS - 1).astype(np.uint8)
+        return cls(rows_N, buckets_N, lengths_P)
+
+    def of_users(self, is_wanted_P: Bool[np.ndarray, " P"]) -> "Behaviours":
+        """Keep some users."""
+        is_wanted_N = np.repeat(is_wanted_P, self.lengths_P)
+        return Behaviours(self.rows_N[is_wanted_N], self.gap_buckets_N[is_wanted_N], self.lengths_P[is_wanted_P])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Histories:
     """The behaviours of P users, padded in front so that the last column is the latest."""
 
@@ -78,22 +114,11 @@ class Histories:
         Raises:
             DataError: when a behaviour is later than its request.
         """
-        width = max(1, min(max_history, max((len(c.history) for c in contexts), default=1)))
-        rows_PN = np.zeros((len(contexts), width), dtype=np.int64)
-        gaps_PN = np.zeros((len(contexts), width), dtype=np.int64)
-        lengths = np.array([min(len(c.history), width) for c in contexts], dtype=np.int64)
-        for p, (context, n) in enumerate(zip(contexts, lengths, strict=True)):
-            if n:
-                rows_PN[p, -n:] = context.history[-n:]
-                gaps_PN[p, -n:] = context.time - context.history_times[-n:]
-        if gaps_PN.min(initial=0) < 0:
-            p = int(np.argwhere(gaps_PN < 0)[0][0])
-            raise DataError(
-                f"user {contexts[p].user_id}: a history item is {-gaps_PN[p].min()} s later than the request at "
-                f"{contexts[p].time}; keep only what happened before it"
-            )
-        buckets_PN = np.minimum(np.floor(np.log2(1.0 + gaps_PN)), N_GAP_BUCKETS - 1).astype(np.int64)
-        is_real_PN = np.arange(width) >= width - lengths[:, None]
+        behaviours = Behaviours.of(contexts, max_history=max_history)
+        width = max(1, int(behaviours.lengths_P.max(initial=1)))
+        is_real_PN = np.arange(width) >= width - behaviours.lengths_P[:, None]
+        rows_PN, buckets_PN = np.zeros((2, *is_real_PN.shape), dtype=np.int64)
+        rows_PN[is_real_PN], buckets_PN[is_real_PN] = behaviours.rows_N, behaviours.gap_buckets_N
         return cls(*(torch.from_numpy(array).to(device) for array in (rows_PN, buckets_PN, is_real_PN)))
 
 
@@ -128,12 +153,16 @@ class ItemEncoder(nn.Module):
     def forward(self, rows: Int[Tensor, "*S"]) -> Float[Tensor, "*S D"]:
         # each distinct item once: a batch of pages repeats popular ones many times
         distinct, places = rows.unique(return_inverse=True)
-        parts = [table(self.codes[distinct, level]) for level, table in enumerate(self.code_embeddings)]
+        return functional.embedding(places, self.encode(distinct))
+
+    def encode(self, rows_n: Int[Tensor, " n"]) -> Float[Tensor, "n D"]:
+        """Encode rows as they come; ``forward`` encodes each distinct one once."""
+        parts = [table(self.codes[rows_n, level]) for level, table in enumerate(self.code_embeddings)]
         if self.id_embedding is not None:
-            parts.append(self.id_embedding(distinct))
+            parts.append(self.id_embedding(rows_n))
         if self.content_projection is not None:
-            parts.append(self.content_projection(self.vectors[distinct]))
-        return functional.embedding(places, torch.stack(parts).sum(dim=0))
+            parts.append(self.content_projection(self.vectors[rows_n]))
+        return torch.stack(parts).sum(dim=0)
 
 
 class TargetAttention(nn.Module):

@@ -19,12 +19,11 @@ from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Context
 from reward_models.manifest import digest_of, read_files, write_files
-from reward_models.sim.model import Histories, ItemTables, SIMConfig, SIMNetwork
+from reward_models.sim.frozen import FrozenSIM
+from reward_models.sim.model import ItemTables, SIMConfig, SIMNetwork
 
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _FORMAT = 1
-_MAX_CELLS = 2_000_000
-"""Largest requests x candidates x behaviours scored at once: about 50 MB with two heads."""
 
 
 class SIM(RewardModel):
@@ -35,14 +34,29 @@ class SIM(RewardModel):
         catalog_fingerprint: of the catalogue whose rows it scores.
         slope: Platt's a; scores are sigmoid(a logit + b).
         intercept: Platt's b.
+        cache_mb: MiB of users' sides kept from one call of ``score`` to the next, for users who come again; 0 keeps
+            none. It changes no score.
     """
 
     def __init__(
-        self, network: SIMNetwork, *, catalog_fingerprint: str, slope: float = 1.0, intercept: float = 0.0
+        self,
+        network: SIMNetwork,
+        *,
+        catalog_fingerprint: str,
+        slope: float = 1.0,
+        intercept: float = 0.0,
+        cache_mb: int = 256,
     ) -> None:
-        self.network = network.requires_grad_(requires_grad=False)
+        if cache_mb < 0:
+            raise ConfigError(f"SIM: cache_mb {cache_mb} must be at least 0; 0 keeps no user between calls")
+        self.network = network.eval().requires_grad_(requires_grad=False)
         self.catalog_fingerprint = catalog_fingerprint
         self.slope, self.intercept = slope, intercept
+        self.cache_mb = cache_mb
+
+    @cached_property
+    def _frozen(self) -> FrozenSIM:
+        return FrozenSIM(self.network, cache_bytes=self.cache_mb << 20)
 
     @cached_property
     @override
@@ -56,7 +70,7 @@ class SIM(RewardModel):
 
     def logits(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[Tensor, "P G"]:
         """Return log-odds before calibration."""
-        return predict_logits(self.network, contexts, candidates)
+        return self._frozen.logits(contexts, candidates)
 
     @override
     def save_pretrained(self, path: str | Path) -> None:
@@ -64,13 +78,16 @@ class SIM(RewardModel):
 
     @classmethod
     @override
-    def from_pretrained(cls, path: str | Path, *, catalog: Catalog | None = None, device: str = "cpu") -> Self:
+    def from_pretrained(
+        cls, path: str | Path, *, catalog: Catalog | None = None, device: str = "cpu", cache_mb: int = 256
+    ) -> Self:
         """Load what ``save_pretrained`` wrote.
 
         Args:
             path: the folder.
             catalog: the catalogue in use, to make sure that its rows mean what the model learnt.
             device: where to score.
+            cache_mb: MiB of users' sides kept between calls.
 
         Raises:
             DataError: when a file is missing or differs from the manifest, or the catalogue is another one.
@@ -97,6 +114,7 @@ class SIM(RewardModel):
             catalog_fingerprint=values["catalog_fingerprint"],
             slope=values["slope"],
             intercept=values["intercept"],
+            cache_mb=cache_mb,
         )
 
     def _files(self) -> dict[str, bytes]:
@@ -113,22 +131,6 @@ class SIM(RewardModel):
             _CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
             _WEIGHTS: safetensors.torch.save(weights),
         }
-
-
-@torch.inference_mode()
-def predict_logits(
-    network: SIMNetwork, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
-) -> Float[Tensor, "P G"]:
-    """Return a network's log-odds, as many requests at a time as fit in ``_MAX_CELLS``. Leaves it in eval mode."""
-    network.eval()
-    device, max_history = network.search_keys.device, network.config.max_history
-    rows_PG = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int64)).to(device)
-    size = max(1, _MAX_CELLS // max(1, candidates.shape[1] * max_history))
-    parts = [torch.empty(0, candidates.shape[1], device=device)]
-    for start in range(0, len(contexts), size):
-        histories = Histories.pack(contexts[start : start + size], max_history=max_history, device=device)
-        parts.append(network(histories, rows_PG[start : start + size]).esu_PG)
-    return torch.cat(parts)
 
 
 def _tables_of(weights: dict[str, Tensor]) -> ItemTables:

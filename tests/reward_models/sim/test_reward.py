@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from genrec_rl.config import load_component
-from genrec_rl.errors import DataError
+from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.types import Context
 from reward_models.sim import SIM
+from reward_models.sim import frozen as frozen_module
 from reward_models.sim import reward as reward_module
 from reward_models.sim.model import ItemTables, SIMConfig, SIMNetwork
 
 CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=[16])
 
 
-def sim(seed=0, slope=1.0, intercept=0.0, **changes):
+def sim(seed=0, slope=1.0, intercept=0.0, cache_mb=1):
     torch.manual_seed(seed)
     tables = ItemTables(
         codes=torch.arange(7)[:, None] % torch.tensor([2, 3]),
@@ -24,7 +25,7 @@ def sim(seed=0, slope=1.0, intercept=0.0, **changes):
         search_keys=torch.arange(7) % 2,
     )
     network = SIMNetwork(tables, CONFIG)
-    return SIM(network, catalog_fingerprint="c" * 64, slope=slope, intercept=intercept)
+    return SIM(network, catalog_fingerprint="c" * 64, slope=slope, intercept=intercept, cache_mb=cache_mb)
 
 
 def contexts(n=3):
@@ -47,8 +48,19 @@ def test_dropout_is_off_when_scoring():
 
 def test_scoring_in_chunks_changes_nothing(monkeypatch):
     whole = sim().score(contexts(), ROWS)
-    monkeypatch.setattr(reward_module, "_MAX_CELLS", 1)
+    monkeypatch.setattr(frozen_module, "_MAX_CELLS", 1)
     np.testing.assert_allclose(sim().score(contexts(), ROWS), whole, atol=1e-6)
+
+
+def test_a_cache_changes_no_score():
+    model = sim(cache_mb=0)
+    np.testing.assert_array_equal(model.score(contexts(), ROWS), sim(cache_mb=1).score(contexts(), ROWS))
+    np.testing.assert_array_equal(model.score(contexts(), ROWS), model.score(contexts(), ROWS))
+
+
+def test_a_negative_cache_is_refused():
+    with pytest.raises(ConfigError, match="cache_mb -1 must be at least 0"):
+        sim(cache_mb=-1)
 
 
 def test_no_requests_have_no_scores():
@@ -58,7 +70,8 @@ def test_no_requests_have_no_scores():
 def test_saved_and_loaded_models_score_bit_equal(tmp_path):
     model = sim(slope=1.7, intercept=-0.3)
     model.save_pretrained(tmp_path)
-    loaded = SIM.from_pretrained(tmp_path)
+    loaded = SIM.from_pretrained(tmp_path, cache_mb=3)
+    assert loaded.cache_mb == 3
     assert loaded.fingerprint == model.fingerprint
     np.testing.assert_array_equal(loaded.score(contexts(), ROWS), model.score(contexts(), ROWS))
 
