@@ -27,7 +27,7 @@ from reward_models.sim.search import latest_of_key, most_relevant
 from reward_models.sim.user_side import Groups, UserSide, UserSideCache, cache_keys
 
 _MAX_CELLS = 1 << 21
-"""Numbers gathered at once, users x candidates x kept behaviours x dimensions: 8 MiB, above which nothing is gained."""
+"""Numbers gathered at once, users x candidates x kept behaviours x dimensions: 8 MiB; more gains nothing."""
 
 
 class FrozenItems:
