@@ -65,3 +65,16 @@ def test_policy_loss_is_scaled_for_accumulation_by_the_trainer_itself():
 
 def test_unwrapping_takes_model_and_accelerator():
     assert parameters(unwrap_model_for_generation)[:2] == ["model", "accelerator"]
+
+
+def test_entropies_are_trained_only_where_the_trainer_says_so():
+    source = inspect.getsource(GRPOTrainer.__init__)
+    assert "self._entropy_bonus_enabled = self.entropy_coef != 0.0 or self.use_adaptive_entropy" in source
+
+
+def test_a_batch_is_rolled_out_and_shuffled_before_its_loss():
+    """A fused step keeps its trunk from the one to the other, and puts the groups back in order."""
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert source.index("self._generate_and_score_completions(generation_batch)") < source.index(
+        "shuffle_sequence_dict(generation_batch)"
+    )
