@@ -66,9 +66,10 @@ def test_walking_the_trie_gives_exactly_the_distinct_sids_in_order(rows):
     assert sids_below(SidTrie(np.array(rows), [5, 5, 5])) == sorted(set(rows))
 
 
+@pytest.mark.parametrize("small_room", [0, 1 << 10])
 @settings(deadline=None, max_examples=30)
 @given(data=st.data(), rows=SIDS)
-def test_children_of_any_nodes_are_those_of_each_alone(data, rows):
+def test_children_of_any_nodes_are_those_of_each_alone(small_room, data, rows):
     trie = SidTrie(np.array(rows), [5, 5, 5])
     level = data.draw(st.integers(0, 2))
     node = st.integers(NO_NODE, trie.n_prefixes(level) - 1)
@@ -76,7 +77,9 @@ def test_children_of_any_nodes_are_those_of_each_alone(data, rows):
     nodes = data.draw(st.lists(st.lists(node, min_size=width, max_size=width), min_size=1, max_size=3))
     alone = [[real_children(trie, level, [[n]])[0] for n in row] for row in nodes]
     expected = [[(code, child, w) for w in range(width) for code, child, _ in row[w]] for row in alone]
-    assert real_children(trie, level, nodes) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genrec_rl.sids.trie.SMALL_ROOM", small_room)
+        assert real_children(trie, level, nodes) == expected
 
 
 def test_best_children_of_hand_worked_beams():
@@ -101,15 +104,18 @@ def test_best_children_behind_the_last_one_are_dead(nodes):
     assert beams.scores.tolist() == [[0.0 if is_alive else -torch.inf, -torch.inf]]
 
 
+@pytest.mark.parametrize("small_room", [0, 1 << 10])
 @settings(deadline=None, max_examples=30)
 @given(data=st.data(), rows=SIDS)
-def test_best_children_are_the_best_of_all_children(data, rows):
+def test_best_children_are_the_best_of_all_children(small_room, data, rows):
     trie = SidTrie(np.array(rows), [5, 5, 5])
     level, n_nodes = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 6))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     nodes = torch.randint(NO_NODE, trie.n_prefixes(level), (2, n_nodes), generator=generator)
     scores, log_probs = torch.randn(2, n_nodes, generator=generator), torch.randn(2, n_nodes, 7, generator=generator)
-    beams = trie.best_children(level, nodes, scores, log_probs, width=4, code_start=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genrec_rl.sids.trie.SMALL_ROOM", small_room)
+        beams = trie.best_children(level, nodes, scores, log_probs, width=4, code_start=2)
     for row in range(2):
         every = [
             (float(scores[row, parent] + log_probs[row, parent, 2 + code]), parent, code, child)
