@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     catalog.check_items(dataset.items_fingerprint)
     if plan.beams > catalog.trie.n_sids:
         raise ConfigError(f"beams {plan.beams} of {catalog.trie.n_sids} distinct SIDs; lower --beams and --ks")
+    options.check(beams=plan.beams, n_levels=catalog.n_levels)
     made_from = {"data": settings.data_dir, "sids": settings.sid_dir}
     for folder in policies.values():
         check_made_from(folder, made_from, command="accelerate launch recipes/sft.py")

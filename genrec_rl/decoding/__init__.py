@@ -1,1 +1,1 @@
-"""4. Beam search on one shared prompt cache."""
+"""4. Beam search on prompts that are read once."""

@@ -172,13 +172,14 @@ def next_log_probs(
 ) -> Float[Tensor, "B W K"]:
     """Return log-probabilities (float32) of the vocabulary's ``rows``, which sum to 1 alone if ``by_level``.
 
-    Otherwise they are of the whole vocabulary, whose logits are never held for more than a part of the beams.
+    Otherwise they are of the whole vocabulary, whose logits are taken of a part of the beams at a time, so that only
+    the ``rows`` of all beams are held together.
     """
     if by_level:
         return _normalise(functional.linear(hidden_BWH, head.weight[rows]))
     hidden = hidden_BWH.flatten(0, 1)
     parts = hidden.split(max(LOGITS_AT_ONCE // head.weight.shape[0], 1))
-    return torch.cat([_normalise(head(part))[:, rows] for part in parts]).unflatten(0, hidden_BWH.shape[:2])
+    return torch.cat([_normalise(head(part))[:, rows].clone() for part in parts]).unflatten(0, hidden_BWH.shape[:2])
 
 
 def _normalise(logits: Float[Tensor, "... V"]) -> Float[Tensor, "... V"]:

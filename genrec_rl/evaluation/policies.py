@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from genrec_rl.decoding.beam_search import Normalisation
+from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import System
@@ -50,6 +50,21 @@ class BeamOptions:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype '{self.dtype}' is not one of float32, bfloat16")
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}, at least 1 is needed")
+        BeamPlan(self.beam_widths or (1,), self.normalisation)
+
+    def check(self, *, beams: int, n_levels: int) -> None:
+        """Refuse widths that do not fit the catalogue's levels or the number of answers.
+
+        Raises:
+            ConfigError: naming both.
+        """
+        if self.beam_widths and (len(self.beam_widths) != n_levels or self.beam_widths[-1] != beams):
+            raise ConfigError(
+                f"beam_widths {list(self.beam_widths)} must be {n_levels} numbers, one a SID level, and end with "
+                f"{beams} (beams)"
+            )
 
     def describe(self, beams: int) -> str:
         """Return the choices in words, for the protocol."""

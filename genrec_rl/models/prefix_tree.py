@@ -66,18 +66,21 @@ def tree_mask(
     return (sees_trunk | sees_own | itself).unsqueeze(1)
 
 
-def as_attention_mask(model: Any, mask: Bool[Tensor, "B 1 Q K"], dtype: torch.dtype) -> Tensor:
-    """Write a boolean mask the way the model's attention reads it.
-
-    Eager attention ADDS the mask: a boolean one would be silently wrong there. An attention that takes no arbitrary
-    mask (flash) is replaced by SDPA, with a warning: the numbers stay the same.
-    """
+def use_tree_attention(model: Any) -> None:
+    """Give a model whose attention takes no arbitrary mask (flash) SDPA instead, with a warning: the numbers stay."""
     kind = model.config._attn_implementation
-    if kind == "eager":
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    if kind != "sdpa":
+    if kind not in ("sdpa", "eager"):
         warnings.warn(f"attn_implementation '{kind}' takes no tree mask; the model goes on with 'sdpa'", stacklevel=2)
         model.set_attn_implementation("sdpa")
+
+
+def as_attention_mask(model: Any, mask: Bool[Tensor, "B 1 Q K"], dtype: torch.dtype) -> Tensor:
+    """Write a boolean mask the way the model's attention reads it; call ``use_tree_attention`` before.
+
+    Eager attention ADDS the mask: a boolean one would be silently wrong there.
+    """
+    if model.config._attn_implementation == "eager":
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
     return mask
 
 
@@ -108,6 +111,7 @@ def branch_log_probs(
     inputs = torch.cat([prompt_ids_BP, branches_BGC[:, :, :-1].reshape(n_rows, -1)], dim=1)
     places = torch.arange(inputs.numel(), device=inputs.device).view_as(inputs)
     network = unwrap(model)
+    use_tree_attention(network)
     mask = tree_mask(*tree_layout(is_prompt_BP, n_branches=n_branches, width=width))
     logits = model(
         input_ids=inputs,
@@ -128,6 +132,14 @@ def attached_log_probs(
     train_entropy: bool = False,
 ) -> BranchScores:
     """Score branches on prompts that were read already, and train through a trunk that has a gradient."""
+    if branches_BGC.shape[2] == 1:  # the prompt predicts it all
+        return _score(
+            trunk.logits_BV,
+            trunk.logits_BV.new_empty(len(branches_BGC), 0, trunk.logits_BV.shape[1]),
+            branches_BGC,
+            temperature=temperature,
+            train_entropy=train_entropy,
+        )
     branches = Branches(trunk, n_branches=branches_BGC.shape[1])
     logits = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
     return _score(trunk.logits_BV, logits, branches_BGC, temperature=temperature, train_entropy=train_entropy)

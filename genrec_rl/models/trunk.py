@@ -5,7 +5,7 @@
 
 A branch's softmax runs over two pieces, trunk and own past, so the trunk is never copied, whatever N is. It works
 beside every attention implementation, which only the trunk is read with. A trunk that was read with gradient is
-trained through; its detached twin serves beam search.
+trained through. Threads that share a model take turns: its attention is exchanged while branches are read.
 
     B prompts   P prompt places   N branches   W new places of a branch   T past and new places of a branch
     A query heads   K key heads   D head size   V vocabulary
@@ -13,16 +13,20 @@ trained through; its detached twin serves beam search.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 
+from genrec_rl.errors import ConfigError
+
 ATTENTION = "genrec_branches"
 Layers = tuple[tuple[Tensor, Tensor], ...]
+_FORWARD = RLock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +37,6 @@ class Trunk:
     logits_BV: Float[Tensor, "B V"]
     is_prompt_BP: Bool[Tensor, "B P"]
     next_position_B1: Int[Tensor, "B 1"]
-
-    def detach(self) -> Self:
-        """Return a twin without gradient, on the same memory."""
-        layers = tuple((keys.detach(), values.detach()) for keys, values in self.layers)
-        return replace(self, layers=layers, logits_BV=self.logits_BV.detach())
 
     def padding_bias(self) -> Float[Tensor, "B 1 1 P"] | None:
         """Return what is added to scores so that no branch sees padding; None where there is none."""
@@ -53,18 +52,24 @@ def read_trunk(model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_prompt_BP
 
     ``model`` may be wrapped for distributed training: it is called, never reached into, so that gradients
     are synchronised.
+
+    Raises:
+        ConfigError: when the model keeps nothing, as under activation checkpointing.
     """
     cache = DynamicCache(config=unwrap(model).config)
     positions = (is_prompt_BP.cumsum(1) - 1).clamp(min=0)
     n_rows, n_places = prompt_ids_BP.shape
-    output = model(
-        input_ids=prompt_ids_BP,
-        attention_mask=None if is_prompt_BP.all() else is_prompt_BP.long(),
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        kept_places=torch.arange(1, n_rows + 1, device=prompt_ids_BP.device) * n_places - 1,
-    )
+    with _FORWARD:
+        output = model(
+            input_ids=prompt_ids_BP,
+            attention_mask=None if is_prompt_BP.all() else is_prompt_BP.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            kept_places=torch.arange(1, n_rows + 1, device=prompt_ids_BP.device) * n_places - 1,
+        )
+    if cache.get_seq_length() != n_places:
+        raise ConfigError("the model kept no keys and values of the prompt: switch activation checkpointing off")
     layers = tuple((layer.keys, layer.values) for layer in cache.layers)
     return Trunk(layers, output.logits[0].float(), is_prompt_BP, positions[:, -1:] + 1)
 
@@ -149,8 +154,19 @@ def branch_attention(
 
 
 def _attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, _: None, *, scaling: float, branches: Branches, **__: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    _: None,
+    *,
+    scaling: float,
+    dropout: float,
+    branches: Branches,
+    **__: Any,
 ) -> tuple[Tensor, None]:
+    if dropout > 0:
+        raise ConfigError(f"attention_dropout is {dropout}: branches have none; set it to 0 in the policy's config")
     own = branches.take(module.layer_idx, key, value)
     trunk = branches.trunk.layers[module.layer_idx]
     return branch_attention(query, trunk, own, bias=branches.bias, scaling=scaling).transpose(1, 2), None
@@ -162,16 +178,17 @@ AttentionInterface.register(ATTENTION, _attend)
 @contextmanager
 def _attending_branches(model: nn.Module) -> Iterator[None]:
     config = unwrap(model).config
-    usual = config._attn_implementation
-    config._attn_implementation = ATTENTION
-    try:
-        yield
-    finally:
-        config._attn_implementation = usual
+    with _FORWARD:
+        usual = config._attn_implementation
+        config._attn_implementation = ATTENTION
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
 
 
 def unwrap(model: Any) -> Any:
-    """Return the transformers model inside DDP's and PEFT's wrappers."""
+    """Return the transformers model inside DDP's wrapper, or what PEFT makes of it, which forwards its attributes."""
     while not hasattr(model, "config") or not hasattr(model, "dtype"):
         model = model.module
     return model

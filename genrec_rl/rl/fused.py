@@ -25,7 +25,7 @@ def fuses(args: GRPOSRConfig, model: nn.Module, *, is_deepspeed: bool) -> tuple[
     return not reason, reason
 
 
-def reason_against(args: Any, model: nn.Module, *, is_deepspeed: bool) -> str:
+def reason_against(args: Any, model: Any, *, is_deepspeed: bool) -> str:
     """Return the first reason why a fused step would be another update, or would fail; empty if there is none."""
     if args.num_iterations > 1:
         return f"num_iterations is {args.num_iterations}: later updates need the rollouts scored again"
@@ -38,8 +38,9 @@ def reason_against(args: Any, model: nn.Module, *, is_deepspeed: bool) -> str:
         return "activation checkpointing keeps no keys and values of the prompt"
     if is_deepspeed:
         return "DeepSpeed expects one forward a backward"
-    rates = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    rates.append(getattr(model.config, "attention_dropout", 0.0))
-    if max(rates) > 0:
-        return f"dropout is {max(rates)}: rollouts and loss must see the same network (disable_dropout: true)"
+    dropout = max((module.p for module in model.modules() if isinstance(module, nn.Dropout)), default=0.0)
+    if dropout > 0:
+        return f"dropout is {dropout}: rollouts and loss must see the same network (disable_dropout: true)"
+    if model.config.attention_dropout > 0:
+        return f"attention_dropout is {model.config.attention_dropout}: set it to 0 in the policy's config.json"
     return ""

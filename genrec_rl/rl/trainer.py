@@ -88,8 +88,6 @@ class GRPOSRTrainer(GRPOTrainer):
             )
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
         self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels)
-        self._generator = torch.Generator(self.accelerator.device)
-        self._generator.manual_seed(args.seed * 1009 + self.accelerator.process_index)
 
     def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
         """Search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
@@ -113,17 +111,24 @@ class GRPOSRTrainer(GRPOTrainer):
             was_training = model.training
             model.eval()
             with self.accelerator.autocast():
-                trunk = self._trunk.detach() if self._trunk else read_trunk(model, ids, is_prompt)
+                trunk = self._trunk or read_trunk(model, ids, is_prompt)
                 found = search_from(
                     model,
                     trunk,
                     vocab=self.policy.vocab,
                     plan=self._plan,
                     trie=self.scorer.catalog.trie if self.args.constrained_rollouts else None,
-                    generator=self._generator if self.args.rollouts == "gumbel" else None,
+                    generator=self._noise() if self.args.rollouts == "gumbel" else None,
                 )
             model.train(was_training)
         return found.tokens_BWL
+
+    def _noise(self) -> torch.Generator:
+        """Return this step's and this process's source of noise, which a resumed run finds again."""
+        micro_step = self._step % self.args.gradient_accumulation_steps
+        seeds = (self.args.seed, self.state.global_step, micro_step, self.accelerator.process_index)
+        seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
+        return torch.Generator(self.accelerator.device).manual_seed(seed)
 
     @override
     def _calculate_rewards(

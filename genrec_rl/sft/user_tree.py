@@ -23,7 +23,7 @@ from torch import Tensor
 
 from genrec_rl.data.pages import PageTable
 from genrec_rl.errors import ConfigError
-from genrec_rl.models.prefix_tree import PADDING, TRUNK, as_attention_mask, tree_mask
+from genrec_rl.models.prefix_tree import PADDING, TRUNK, as_attention_mask, tree_mask, use_tree_attention
 from genrec_rl.models.prompts import PromptEncoder
 from genrec_rl.sft.rows import IGNORED, target_items
 from genrec_rl.types import Context
@@ -160,6 +160,7 @@ class TreeCollator:
     """
 
     def __init__(self, model: Any, *, pad_id: int) -> None:
+        use_tree_attention(model)  # here, and not in a data loader's process, which has a copy of the model
         self.model = model
         self.padding = dict(zip((*COLUMNS, "start"), (pad_id, 0, PADDING, 0, IGNORED, 0), strict=True))
 

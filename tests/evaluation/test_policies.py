@@ -56,3 +56,18 @@ def test_protocol_names_what_changes_the_numbers():
 def test_unknown_dtype_is_refused():
     with pytest.raises(ConfigError, match="float32, bfloat16"):
         BeamOptions(dtype="int8")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 0}, "batch_size is 0"), ({"beam_widths": (0, 4)}, "at least 1"),
+    ({"normalisation": "row"}, "vocabulary, level"),
+])  # fmt: skip
+def test_impossible_options_are_refused_before_any_work(options, message):
+    with pytest.raises(ConfigError, match=message):
+        BeamOptions(**options)
+
+
+@pytest.mark.parametrize("widths", [(5, 10), (5, 10, 20)])
+def test_widths_must_fit_levels_and_answers(widths):
+    with pytest.raises(ConfigError, match="must be 3 numbers, one a SID level, and end with 10"):
+        BeamOptions(beam_widths=widths).check(beams=10, n_levels=3)

@@ -1,7 +1,11 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch.nn import functional
 
+from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.errors import ConfigError
 from genrec_rl.models.trunk import Branches, branch_attention, read_trunk
 from tests.fixtures import make_context
 
@@ -40,17 +44,38 @@ def test_two_pieces_equal_one_softmax_over_trunk_and_own_past(width, n_past):
     assert torch.allclose(found, whole_attention(queries, keys, values, sees), atol=1e-5)
 
 
-def test_detached_trunk_shares_memory_and_has_no_gradient(policy):
+def test_threads_that_share_a_model_take_turns(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog)
+    expected = recommender.recommend([make_context([5, 2])], k=4, constrained=True).rows_PG.tolist()
+
+    def ask(_):
+        return recommender.recommend([make_context([5, 2])], k=4, constrained=True).rows_PG.tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(40))) == [expected] * 40
+    assert policy.model.config._attn_implementation == "sdpa"
+
+
+def test_model_that_keeps_nothing_is_refused(policy):
+    prompt = policy.prompts.batch([policy.prompts.prompt(make_context([5]))])
+    policy.model.train()
+    policy.model.activation_checkpointing_enable()
+    with pytest.raises(ConfigError, match="switch activation checkpointing off"):
+        read_trunk(policy.model, *prompt)
+
+
+def test_attention_dropout_in_branches_is_refused(policy):
     trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5]))]))
-    twin = trunk.detach()
-    assert trunk.logits_BV.requires_grad
-    assert not twin.logits_BV.requires_grad
-    assert twin.layers[0][0].data_ptr() == trunk.layers[0][0].data_ptr()
+    policy.model.train()
+    for layer in policy.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    with pytest.raises(ConfigError, match=r"attention_dropout is 0\.5"):
+        Branches(trunk, n_branches=1).read(policy.model, torch.tensor([[5]]))
 
 
 def test_followed_branches_go_on_from_their_parents(policy):
     """Reading a two-token branch at once equals reading one token, reordering, and reading the other."""
-    trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5, 2]))])).detach()
+    trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5, 2]))]))
     first, second = torch.tensor([[4, 5, 6]]), torch.tensor([[8, 9]])
     parents = torch.tensor([[2, 0]])
     branches = Branches(trunk, n_branches=3)

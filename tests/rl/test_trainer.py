@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.gates import SidPrefixGate
 from genrec_rl.rl.config import GRPOSRConfig
+from genrec_rl.rl.fused import reason_against
 from genrec_rl.rl.rollouts import RolloutScorer, sample_positives
 from genrec_rl.rl.selection import keep_best
 from genrec_rl.rl.trainer import GRPOSRTrainer
@@ -139,7 +142,9 @@ def test_gumbel_rollouts_differ_from_step_to_step_and_repeat_with_the_seed(catal
     for _ in range(2):
         trainer = make_trainer(make_policy(catalog), catalog, examples, tmp_path, rollouts="gumbel")
         prompts = [trainer.train_dataset[0]["prompt"]] * G
-        drawn.append([trainer.roll_out(prompts)["completion_ids"] for _ in range(2)])
+        drawn.append([])
+        for trainer.state.global_step in range(2):
+            drawn[-1].append(trainer.roll_out(prompts)["completion_ids"])
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[0][1]
 
@@ -157,6 +162,15 @@ def test_fused_step_is_refused_with_its_reason(catalog, examples, tmp_path, sett
     assert reason in trainer.why_not_fused
     with pytest.raises(ConfigError, match=reason):
         make_trainer(policy, catalog, examples, tmp_path, fused_step="always", **settings)
+
+
+def test_fused_step_is_refused_under_deepspeed_and_attention_dropout(policy):
+    args = SimpleNamespace(num_iterations=1, steps_per_generation=1, activation_checkpointing=False,
+                           gradient_checkpointing=False)  # fmt: skip
+    assert reason_against(args, policy.model, is_deepspeed=False) == ""
+    assert "DeepSpeed" in reason_against(args, policy.model, is_deepspeed=True)
+    policy.model.config.attention_dropout = 0.1
+    assert "attention_dropout is 0.1" in reason_against(args, policy.model, is_deepspeed=False)
 
 
 def test_several_iterations_and_a_kl_leash_run(catalog, examples, tmp_path):
