@@ -65,7 +65,6 @@ class Settings(BenchmarkSettings):
     prompt: int = field(default=256, metadata={"help": "tokens of a prompt"})
     items: int = field(default=100_000, metadata={"help": "SIDs in the catalogue"})
     codes: int = field(default=256, metadata={"help": "codes of each of the three levels"})
-    sweep: bool = field(default=False, metadata={"help": "also measure growth with prompt, beams and catalogue"})
 
 
 def main() -> None:

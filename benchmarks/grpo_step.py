@@ -91,7 +91,6 @@ class Settings(BenchmarkSettings):
     items: int = field(default=100_000, metadata={"help": "SIDs in the catalogue"})
     codes: int = field(default=256, metadata={"help": "codes of each of the three levels"})
     step: bool = field(default=True, metadata={"help": "also measure a whole step, at the first G"})
-    sweep: bool = field(default=False, metadata={"help": "also measure growth with G and the prompt"})
 
 
 def main() -> None:

@@ -52,6 +52,7 @@ class BenchmarkSettings:
     repeats: int = field(default=5, metadata={"help": "timed runs of each contender; the median counts"})
     slow_repeats: int = field(default=2, metadata={"help": "the same for baselines that take seconds"})
     seed: int = field(default=0, metadata={"help": "of weights and data"})
+    sweep: bool = field(default=False, metadata={"help": "also measure growth and draw it, where there is a plot"})
 
 
 def parse(settings: type[S]) -> S:
@@ -96,6 +97,7 @@ class Benchmark:
         self.cases: list[dict[str, Any]] = []
         self.checks: list[dict[str, Any]] = []
         self.goals: list[dict[str, Any]] = []
+        self._commit = source_commit()
         torch.set_num_threads(1)
         faiss.omp_set_num_threads(1)
         threadpool_limits(1)
@@ -165,7 +167,7 @@ class Benchmark:
         return {
             "question": self.question,
             "command": " ".join(["python", *sys.argv]),
-            "commit": source_commit(),
+            "commit": self._commit,
             "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, 1 thread used, no GPU",
             "versions": {name: metadata.version(name) for name in VERSIONS if name in installed},
             "settings": dataclasses.asdict(self.settings),

@@ -43,7 +43,6 @@ class Settings(BenchmarkSettings):
     n_candidates: int = field(default=64, metadata={"help": "candidates of a user"})
     dim: int = field(default=64, metadata={"help": "size of item vectors"})
     n_heads: int = field(default=4, metadata={"help": "attention heads"})
-    sweep: bool = field(default=False, metadata={"help": "also draw how cost grows; takes minutes"})
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ def read_result(name: str) -> dict[str, Any]:
     path = RESULTS / f"{name}.json"
     if not path.is_file():
         raise DataError(f"{path} is missing; write it with `python benchmarks/{name}.py --json {path}`")
-    return json.loads(path.read_text())
+    result = json.loads(path.read_text())
+    if not all(check["holds"] for check in result["checks"]):
+        raise DataError(f"{path}: results differ from the baseline's (see its checks); its ratios mean nothing")
+    return result
 
 
 def table_rows(name: str, result: dict[str, Any]) -> list[str]:

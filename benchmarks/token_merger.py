@@ -43,7 +43,6 @@ class Settings(BenchmarkSettings):
 
     items: list[int] = field(default_factory=lambda: [43, 86, 170], metadata={"help": "items of a history"})
     together: int = field(default=1376, metadata={"help": "items of all prompts that are read together"})
-    sweep: bool = field(default=False, metadata={"help": "also measure growth with the number of items"})
 
 
 @dataclass(frozen=True, eq=False)

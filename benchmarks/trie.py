@@ -42,7 +42,6 @@ class Settings(BenchmarkSettings):
     widths: list[int] = field(default_factory=lambda: [50], metadata={"help": "beams of a prompt"})
     rows: int = field(default=8, metadata={"help": "prompts of a batch"})
     batches: int = field(default=10, metadata={"help": "batches whose step a timed run takes"})
-    sweep: bool = field(default=False, metadata={"help": "also let the catalogue grow, and draw it"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
