@@ -34,7 +34,7 @@ from genrec_rl.sids.trie import SidTrie
 # --- Our interfaces: all that this script calls of what it measures -------------------------------------------------
 
 VARIANTS = {
-    "widths W/4, W/2, W": lambda width: BeamPlan((width // 4, width // 2, width)),
+    "widths W/4, W/2, W": lambda width: BeamPlan((max(width // 4, 1), max(width // 2, 1), width)),
     "log-probabilities of the level": lambda width: BeamPlan((width,) * LEVELS, "level"),
 }
 """Ways of searching that change the result."""

@@ -6,8 +6,9 @@
 
 Vectors are drawn from 1,000 Gaussian clusters whose spread is that of their centres, with variances that fall from
 dimension to dimension, at unit length: neither a grid of clusters, on which later levels collapse, nor noise. Both
-packages get the same vectors; ``semantic-id`` runs its torch backend, on the CPU, as many iterations as it takes to
-come within 0.1 % of our error or below it. Its own default, scikit-learn with ten starts, is slower still.
+packages get the same vectors; ``semantic-id`` runs its torch backend on the CPU. Each runs as many iterations as
+bring the two errors within 0.1 % of each other: 15 of ours from random starts, 10 of theirs from k-means++. Its own
+default, scikit-learn with ten starts, is slower still.
 """
 
 from dataclasses import dataclass, field
@@ -36,6 +37,9 @@ class Settings(BenchmarkSettings):
     dims: int = field(default=384, metadata={"help": "dimensions of a vector"})
     codes: int = field(default=256, metadata={"help": "codes of each of the three levels"})
     iterations: int = field(default=10, metadata={"help": "of semantic-id's k-means"})
+    our_iterations: int = field(
+        default=15, metadata={"help": "of ours, in the comparison; elsewhere 25, the default"}
+    )
 
 
 class Ids(NamedTuple):
@@ -65,8 +69,10 @@ def draw_vectors(n: int, *, dims: int, seed: int) -> Float32[np.ndarray, "n D"]:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def fit_ours(vectors: Float32[np.ndarray, "n D"], *, codes: int, seed: int) -> list[Float32[np.ndarray, "K D"]]:
-    return rq_kmeans.fit(vectors, codebook_sizes=(codes,) * LEVELS, seed=seed)
+def fit_ours(
+    vectors: Float32[np.ndarray, "n D"], *, codes: int, seed: int, iterations: int = 25
+) -> list[Float32[np.ndarray, "K D"]]:
+    return rq_kmeans.fit(vectors, codebook_sizes=(codes,) * LEVELS, seed=seed, niter=iterations)
 
 
 def fit_package(
@@ -109,7 +115,11 @@ def compare(bench: Benchmark, settings: Settings) -> None:
     measured = bench.compare(
         f"fit {settings.items:,} x {settings.dims}, {LEVELS} x {settings.codes} codes",
         [
-            Contender(OURS, partial(fit_ours, vectors, **given), bench.settings.slow_repeats + 1),
+            Contender(
+                OURS,
+                partial(fit_ours, vectors, iterations=settings.our_iterations, **given),
+                bench.settings.slow_repeats + 1,
+            ),
             Contender(PACKAGE, package, bench.settings.slow_repeats),
         ],
     )
@@ -131,11 +141,11 @@ def build_large(bench: Benchmark, settings: Settings) -> None:
     ids: Ids = measured.result
     shared = 1 - share_unique(ids.codes, settings.codes)
     bench.check(f"{case}: share of items without an id of their own", shared, limit=0)
-    bench.check(f"{case}: error over the unconstrained one", ids.error / ids.raw_error, limit=1.01)
     bench.cases[-1] |= {"relative_error": ids.error, "unconstrained": ids.raw_error}
     bench.cases[-1] |= {"unique_before": share_unique(ids.raw, settings.codes)}
     if is_default(settings):
         bench.goal(f"{case}: CPU seconds", measured.seconds, must=60, at_most=True)
+        bench.goal(f"{case}: error over the unconstrained one", ids.error / ids.raw_error, must=1.01, at_most=True)
 
 
 def share_unique(codes: Int32[np.ndarray, "n L"], size: int) -> float:
@@ -144,7 +154,7 @@ def share_unique(codes: Int32[np.ndarray, "n L"], size: int) -> float:
 
 
 def is_default(settings: Settings) -> bool:
-    names = ("items", "large", "dims", "codes", "iterations")
+    names = ("items", "large", "dims", "codes", "iterations", "our_iterations")
     return all(getattr(settings, name) == getattr(Settings(), name) for name in names)
 
 

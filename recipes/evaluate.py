@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{name} is {value}; at least 1, or leave it out for all")
     policies, block = parse_policies(settings.policies), reward_block(settings)
     plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
-    widths = tuple(settings.beam_widths) if settings.beam_widths else None
+    widths = None if settings.beam_widths is None else tuple(settings.beam_widths)
     options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype)
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     catalog = Catalog.load(

@@ -89,7 +89,9 @@ def search_from(
         vocab: where the levels' tokens lie.
         plan: beams a level. Where fewer continuations exist than asked for, in every row, W is smaller.
         trie: makes every living continuation a SID of the catalogue; without one, any token may follow any other.
-        generator: draws continuations by Gumbel top-k (Kool et al. 2019, arXiv:1903.06059) in place of the best.
+        generator: draws continuations by Gumbel top-k (Kool et al. 2019, arXiv:1903.06059) in place of the best. With
+            a trie they are a sample of what the policy would draw if, level by level, it chose among real children
+            by their probabilities divided by the children's sum: not of the policy restricted to the catalogue.
 
     Raises:
         RolloutError: when the model returns NaN.

@@ -1,6 +1,7 @@
 """A policy that recommends: prompts, beam search, and the catalogue that resolves SIDs to items."""
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation, beam_search
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.policy import Policy
+from genrec_rl.models.trunk import in_eval_mode
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.vocab import SidVocab
 from genrec_rl.types import Context, Rollouts
@@ -50,19 +52,14 @@ class BeamRecommender:
         Where the catalogue holds fewer than k SIDs, all of them come back.
 
         Raises:
-            RolloutError: when ``beam_widths`` leave a constrained request without k answers.
+            RolloutError: when ``beam_widths`` leave a request without k answers.
         """
         plan = self._plan(k)
         prompts = [self.policy.prompts.prompt(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
-        model = self.policy.model
-        was_training = model.training
-        model.eval()
-        parts = [
-            self._search([prompts[i] for i in order[start : start + self.batch_size]], plan, constrained=constrained)
-            for start in range(0, len(order), self.batch_size)
-        ]
-        model.train(was_training)
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        with in_eval_mode(self.policy.model):
+            parts = [self._search([prompts[i] for i in batch], plan, constrained=constrained) for batch in batches]
         if not parts:
             parts = [(torch.empty(0, k, len(plan.widths), dtype=torch.long), torch.empty(0, k))]
         back = torch.from_numpy(np.argsort(order, kind="stable"))
@@ -70,10 +67,11 @@ class BeamRecommender:
         return resolve(tokens, log_probs, vocab=self.policy.vocab, catalog=self.catalog)
 
     def _plan(self, k: int) -> BeamPlan:
-        widths = tuple(self.beam_widths or [k] * self.policy.vocab.n_levels)
+        widths = tuple([k] * self.policy.vocab.n_levels if self.beam_widths is None else self.beam_widths)
+        plan = BeamPlan(widths, self.normalisation)
         if widths[-1] != k:
             raise ConfigError(f"beam_widths {list(widths)} end with {widths[-1]}, but {k} answers are asked for")
-        return BeamPlan(widths, self.normalisation)
+        return plan
 
     def _search(
         self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, *, constrained: bool
@@ -81,12 +79,14 @@ class BeamRecommender:
         model, trie = self.policy.model, self.catalog.trie if constrained else None
         ids, is_prompt = (x.to(model.device) for x in self.policy.prompts.batch(prompts))
         tokens, log_probs = beam_search(model, ids, is_prompt, vocab=self.policy.vocab, plan=plan, trie=trie)
-        wanted = min(plan.widths[-1], self.catalog.trie.n_sids) if constrained else log_probs.shape[1]
+        sizes = self.policy.vocab.codebook_sizes
+        free = model.config.vocab_size ** len(sizes) if plan.normalisation == "vocabulary" else prod(sizes)
+        wanted = min(plan.widths[-1], self.catalog.trie.n_sids if constrained else free)
         found = (log_probs > -torch.inf).sum(1)
         if int(found.min()) < wanted:
             raise RolloutError(
-                f"beam_widths {list(plan.widths)} leave a request with {int(found.min())} of {wanted} items: too few "
-                "SIDs begin with the prefixes that were kept; widen the first levels"
+                f"beam_widths {list(plan.widths)} leave a request with {int(found.min())} of {wanted} answers: too "
+                "few begin with the prefixes that were kept; widen the first levels"
             )
         return tokens.cpu(), log_probs.cpu()
 

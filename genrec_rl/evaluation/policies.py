@@ -52,7 +52,10 @@ class BeamOptions:
             raise ConfigError(f"dtype '{self.dtype}' is not one of float32, bfloat16")
         if self.batch_size < 1:
             raise ConfigError(f"batch_size is {self.batch_size}, at least 1 is needed")
-        BeamPlan(self.beam_widths or (1,), self.normalisation)
+        widths = (1,) if self.beam_widths is None else self.beam_widths
+        if not all(isinstance(width, int) for width in widths):
+            raise ConfigError(f"beam_widths {list(widths)} are not whole numbers")
+        BeamPlan(widths, self.normalisation)
 
     def check(self, *, beams: int, n_levels: int) -> None:
         """Refuse widths that do not fit the catalogue's levels or the number of answers.

@@ -110,6 +110,10 @@ def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBa
     base = Qwen2Config.from_pretrained(path)
     if base.model_type != "qwen2":
         raise ConfigError(f"backbone '{path}' is a {base.model_type}; only qwen2 (Qwen2, Qwen2.5) is supported")
+    if base.use_sliding_window:
+        raise ConfigError(
+            f"backbone '{path}' has use_sliding_window: branches see whole prompts only; set it to false"
+        )
     return base, AutoTokenizer.from_pretrained(path)
 
 

@@ -187,6 +187,17 @@ def _attending_branches(model: nn.Module) -> Iterator[None]:
             config._attn_implementation = usual
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off for a while, and give the mode back whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
 def unwrap(model: Any) -> Any:
     """Return the transformers model inside DDP's wrapper, or what PEFT makes of it, which forwards its attributes."""
     while not hasattr(model, "config") or not hasattr(model, "dtype"):

@@ -41,7 +41,7 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
     per_device_train_batch_size: int = field(default=256, metadata={"help": "rollouts per device and step"})
     disable_dropout: bool = field(default=True, metadata={"help": "rollouts and loss see the same network"})
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: C901  (a list of refusals)
         group = self.num_generations or 0
         if group < 2 or self.per_device_train_batch_size % group:
             raise ConfigError(
@@ -64,5 +64,9 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
             raise ConfigError("use_vllm: merged prompts cannot be sent to vLLM; leave it false")
         if self.mask_truncated_completions:
             raise ConfigError("mask_truncated_completions would mask every SID (none has an end token); set it false")
+        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"):
+            default = GRPOConfig.__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ConfigError(f"{name} {getattr(self, name)}: beams do not sample token by token; leave it out")
         if self.temperature != 1.0:
             raise ConfigError(f"temperature {self.temperature}: beam rollouts score the policy itself; leave it at 1")

@@ -28,7 +28,7 @@ from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import RolloutError
 from genrec_rl.models.policy import Policy
 from genrec_rl.models.prefix_tree import BranchScores, attached_log_probs, branch_log_probs
-from genrec_rl.models.trunk import Trunk, read_trunk
+from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
 from genrec_rl.rewards.calibration import calibrate_rewards
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import fuses
@@ -108,19 +108,15 @@ class GRPOSRTrainer(GRPOTrainer):
     def _search(self, ids: Tensor, is_prompt: Tensor) -> Tensor:
         with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as wrapped:
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
-            was_training = model.training
-            model.eval()
-            with self.accelerator.autocast():
-                trunk = self._trunk or read_trunk(model, ids, is_prompt)
+            with in_eval_mode(model), self.accelerator.autocast():
                 found = search_from(
                     model,
-                    trunk,
+                    self._trunk or read_trunk(model, ids, is_prompt),
                     vocab=self.policy.vocab,
                     plan=self._plan,
                     trie=self.scorer.catalog.trie if self.args.constrained_rollouts else None,
                     generator=self._noise() if self.args.rollouts == "gumbel" else None,
                 )
-            model.train(was_training)
         return found.tokens_BWL
 
     def _noise(self) -> torch.Generator:
@@ -187,8 +183,9 @@ class GRPOSRTrainer(GRPOTrainer):
         self._positives = self._trunk = None
         if self.args.nll_coef == 0:
             return loss
-        assert self._positive_log_probs is not None
-        nll = positive_nll(self._positive_log_probs, is_positive, reduction=self.args.nll_reduction)
+        positive_log_probs, self._positive_log_probs = self._positive_log_probs, None
+        assert positive_log_probs is not None
+        nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction)
         self._metrics["train"]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
         return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
 

@@ -27,8 +27,15 @@ class DeviceDefaults:
     activation_checkpointing: bool | None = field(
         default=False, metadata={"help": "save memory, at a third more time"}
     )
+    gradient_checkpointing: bool | None = field(default=None, metadata={"help": "older name of the same"})
     dataloader_pin_memory: bool = field(default_factory=has_accelerator, metadata={"help": "faster copies to a GPU"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "show a NaN loss as NaN"})
+
+    def __post_init__(self) -> None:
+        """Honour the older name of activation checkpointing, which a default of ours would otherwise outvote."""
+        if self.gradient_checkpointing:
+            self.activation_checkpointing = True
+        super().__post_init__()  # type: ignore[misc]
 
 
 def check_devices(args: Any) -> None:

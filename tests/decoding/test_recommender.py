@@ -49,6 +49,26 @@ def test_recommending_leaves_training_mode_as_it_was(policy, catalog):
     assert policy.model.training
 
 
+def test_an_error_gives_the_training_mode_back(policy, catalog):
+    policy.model.train()
+    with pytest.raises(RolloutError):
+        BeamRecommender(policy, catalog=catalog, beam_widths=[1, 1, 12]).recommend(
+            contexts_of(), k=12, constrained=True
+        )
+    assert policy.model.training
+
+
+def test_free_answers_that_run_short_are_named(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog, beam_widths=[1, 1, 50], normalisation="level")
+    with pytest.raises(RolloutError, match="with 4 of 50 answers"):
+        recommender.recommend(contexts_of(), k=50, constrained=False)
+
+
+def test_no_widths_at_all_are_refused(policy, catalog):
+    with pytest.raises(ConfigError, match="at least 1"):
+        BeamRecommender(policy, catalog=catalog, beam_widths=[]).recommend(contexts_of(), k=5, constrained=True)
+
+
 def test_widths_must_end_with_what_is_asked_for(policy, catalog):
     recommender = BeamRecommender(policy, catalog=catalog, beam_widths=[2, 4, 8])
     with pytest.raises(ConfigError, match="end with 8, but 10"):
@@ -57,7 +77,7 @@ def test_widths_must_end_with_what_is_asked_for(policy, catalog):
 
 def test_widths_that_leave_too_few_items_are_named(policy, catalog):
     recommender = BeamRecommender(policy, catalog=catalog, beam_widths=[1, 12, 12])
-    with pytest.raises(RolloutError, match=r"of 12 items.*widen the first levels"):
+    with pytest.raises(RolloutError, match=r"of 12 answers.*widen the first levels"):
         recommender.recommend(contexts_of(), k=12, constrained=True)
 
 

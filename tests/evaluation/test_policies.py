@@ -60,7 +60,8 @@ def test_unknown_dtype_is_refused():
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"batch_size": 0}, "batch_size is 0"), ({"beam_widths": (0, 4)}, "at least 1"),
-    ({"normalisation": "row"}, "vocabulary, level"),
+    ({"normalisation": "row"}, "vocabulary, level"), ({"beam_widths": (2.5, "4")}, "not whole numbers"),
+    ({"beam_widths": ()}, "at least 1"),
 ])  # fmt: skip
 def test_impossible_options_are_refused_before_any_work(options, message):
     with pytest.raises(ConfigError, match=message):

@@ -153,6 +153,7 @@ def test_gumbel_rollouts_differ_from_step_to_step_and_repeat_with_the_seed(catal
     ({"num_iterations": 2}, "num_iterations is 2"),
     ({"gradient_accumulation_steps": 2}, "steps_per_generation is 2"),
     ({"activation_checkpointing": True}, "activation checkpointing"),
+    ({"gradient_checkpointing": True}, "activation checkpointing"),
     ({"disable_dropout": False}, "dropout is 0.1"),
 ])  # fmt: skip
 def test_fused_step_is_refused_with_its_reason(catalog, examples, tmp_path, settings, reason):
@@ -236,6 +237,8 @@ def test_long_pages_are_sampled_not_cut(policy, examples):
         ({"nll_reduction": "max"}, "nll_reduction 'max'"),
         ({"max_positives": 0}, "max_positives is 0"),
         ({"mask_truncated_completions": True}, "mask every SID"),
+        ({"top_k": 5}, "top_k 5: beams do not sample"),
+        ({"generation_kwargs": {"do_sample": False}}, "beams do not sample"),
         ({"rollouts": "random"}, "not one of beam, gumbel"),
         ({"fused_step": "on"}, "not one of auto, always, never"),
         ({"temperature": 0.5}, "leave it at 1"),

@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     policy = make_policy(catalog)
     gate = SidPrefixGate(catalog, reference="history")
     trainer = make_trainer(policy, catalog, examples, folder, gate=gate, per_device_train_batch_size=8 * G // world)
-    assert trainer.is_fused
+    assert trainer.is_fused, trainer.why_not_fused
     trainer.train()
     row = next(row for row in trainer.state.log_history if "reward/raw" in row)
     weights = torch.cat([w.detach().flatten() for w in policy.model.parameters()])
