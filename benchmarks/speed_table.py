@@ -42,7 +42,8 @@ def table_rows(name: str, result: dict[str, Any]) -> list[str]:
         sign = "at most" if goal["at_most"] else "at least"
         aim = "" if goal["aim"] is None else f" (aim {goal['aim']:g})"
         met = "" if goal["met"] else " **missed**"
-        rows.append(f"| {goal['goal']} | {goal['value']:.3g}{met} | {sign} {goal['must']:g}{aim} | {source} |")
+        value = f"{goal['value']:,.0f}" if goal["value"] >= 1000 else f"{goal['value']:.4g}"
+        rows.append(f"| {goal['goal']} | {value}{met} | {sign} {goal['must']:,.6g}{aim} | {source} |")
     return rows
 
 

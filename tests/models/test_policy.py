@@ -67,6 +67,14 @@ def test_language_model_keeps_its_weights_and_gets_new_rows_for_the_sids(catalog
     assert policy.model.lm_head.weight is after.embed_tokens.weight
 
 
+def test_sliding_window_backbone_is_refused(catalog, tmp_path):
+    save_language_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"use_sliding_window": True}))
+    with pytest.raises(ConfigError, match="use_sliding_window"):
+        create_policy(catalog, grammar=PromptGrammar(), backbone=str(tmp_path))
+
+
 def test_merged_item_of_an_untrained_policy_is_the_mean_of_its_codes(catalog):
     policy = create_policy(catalog, grammar=PromptGrammar(), backbone=BackboneSize(32, 1, 2, 32))
     prompt = torch.from_numpy(policy.prompts.prompt(make_context([3])))[None]
