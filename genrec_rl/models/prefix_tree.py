@@ -132,17 +132,13 @@ def attached_log_probs(
     train_entropy: bool = False,
 ) -> BranchScores:
     """Score branches on prompts that were read already, and train through a trunk that has a gradient."""
-    if branches_BGC.shape[2] == 1:  # the prompt predicts it all
-        return _score(
-            trunk.logits_BV,
-            trunk.logits_BV.new_empty(len(branches_BGC), 0, trunk.logits_BV.shape[1]),
-            branches_BGC,
-            temperature=temperature,
-            train_entropy=train_entropy,
-        )
-    branches = Branches(trunk, n_branches=branches_BGC.shape[1])
-    logits = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
-    return _score(trunk.logits_BV, logits, branches_BGC, temperature=temperature, train_entropy=train_entropy)
+    n_rows, n_branches, n_tokens = branches_BGC.shape
+    if n_tokens == 1:  # the prompt predicts it all
+        later = trunk.logits_BV.new_empty(n_rows, 0, trunk.logits_BV.shape[1])
+    else:
+        branches = Branches(trunk, n_branches=n_branches)
+        later = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
+    return _score(trunk.logits_BV, later, branches_BGC, temperature=temperature, train_entropy=train_entropy)
 
 
 def _score(

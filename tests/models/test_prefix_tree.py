@@ -138,6 +138,14 @@ def test_branches_on_a_live_trunk_equal_one_row_per_branch_in_value_and_gradient
     assert model.config._attn_implementation == attention
 
 
+def test_branches_of_one_token_are_predicted_by_the_prompt_alone(policy):
+    prompt = policy.prompts.batch([policy.prompts.prompt(make_context([5, 2]))])
+    branches = torch.tensor([[[4], [7]]])
+    found = attached_log_probs(policy.model, read_trunk(policy.model, *prompt), branches).log_probs_BGC
+    expected = policy.model(prompt[0]).logits[0, -1].log_softmax(-1)[[4, 7]]
+    assert torch.allclose(found[0, :, 0], expected, atol=1e-5)
+
+
 def test_entropies_have_a_gradient_only_when_they_are_trained(policy):
     ids, is_prompt = policy.prompts.batch([policy.prompts.prompt(make_context([5]))])
     branches = torch.tensor([[[4, 8, 12]]])
