@@ -97,9 +97,8 @@ def make_ids(vectors: Float32[np.ndarray, "n D"], *, codes: int, seed: int) -> I
     """Fit, encode, and give each item a SID of its own."""
     books = fit_ours(vectors, codes=codes, seed=seed)
     raw = rq_kmeans.encode(vectors, books)
-    residuals = vectors - rq_kmeans.decode(raw[:, :-1], books)
     taken = np.empty((0, LEVELS), np.int32)
-    unique = reassign(Quantised(raw, (codes,) * LEVELS, residuals, books[-1], np.zeros(len(raw), np.int64), taken))
+    unique = reassign(Quantised(raw, vectors, books, np.zeros(len(raw), np.int64), taken))
     errors = [rq_kmeans.relative_error(vectors, rq_kmeans.decode(c, books)) for c in (raw, unique)]
     return Ids(raw, unique, *errors)
 

@@ -195,7 +195,7 @@ class Catalog:
     def assign(self, new_vectors: Float32[np.ndarray, "m D"]) -> Int32[np.ndarray, "m L"]:
         """Return SIDs for new items from the existing codebooks: the nearest that the policy leaves open.
 
-        No item moves. Under ``reassign`` a new item takes the nearest free leaf below its prefix; where
+        No item moves. Under ``reassign`` a new item takes the nearest free leaf of a near prefix; where
         none is free it shares its nearest one.
 
         Raises:
@@ -319,12 +319,7 @@ def _resolve(
             f"unknown collision policy '{policy}'{nearest(policy, POLICIES)}; known: {', '.join(POLICIES)}"
         )
     items = Quantised(
-        codes=codes,
-        codebook_sizes=tuple(len(book) for book in centroids),
-        residuals=vectors - rq_kmeans.decode(codes[:, :-1], centroids),
-        last_book=centroids[-1],
-        popularity=popularity,
-        taken=taken,
+        codes=codes, vectors=vectors, centroids=centroids, popularity=popularity, taken=taken
     )
     return POLICIES[policy](items)
 

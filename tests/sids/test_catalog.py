@@ -93,7 +93,7 @@ def test_rows_of_is_the_inverse_of_codes(sids):
 def test_build_reassigns_to_unique_sids():
     catalog = built()
     assert len(np.unique(catalog.codes, axis=0)) == 60
-    assert (catalog.codes[:, :2] == rq_kmeans.encode(catalog.vectors, catalog.centroids)[:, :2]).all()
+    assert (catalog.codes[:, :1] == rq_kmeans.encode(catalog.vectors, catalog.centroids)[:, :1]).all()
 
 
 def test_build_with_bucket_keeps_the_quantiser_codes():
@@ -116,7 +116,7 @@ def test_unknown_policy_offers_the_nearest():
 def test_assign_takes_a_free_leaf_and_moves_nobody():
     catalog = built()
     assigned = catalog.assign(catalog.vectors[:3])
-    assert (assigned[:, :2] == catalog.codes[:3, :2]).all()
+    assert (assigned[:, :1] == catalog.codes[:3, :1]).all()
     assert catalog.rows_of(assigned).tolist() == [NO_ITEM] * 3
     assert len(np.unique(assigned, axis=0)) == 3
 
