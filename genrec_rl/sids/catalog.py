@@ -318,9 +318,7 @@ def _resolve(
         raise ConfigError(
             f"unknown collision policy '{policy}'{nearest(policy, POLICIES)}; known: {', '.join(POLICIES)}"
         )
-    items = Quantised(
-        codes=codes, vectors=vectors, centroids=centroids, popularity=popularity, taken=taken
-    )
+    items = Quantised(codes=codes, vectors=vectors, centroids=centroids, popularity=popularity, taken=taken)
     return POLICIES[policy](items)
 
 
