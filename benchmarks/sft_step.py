@@ -31,7 +31,8 @@ from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.models.policy import BackboneSize, Policy, create_policy
 from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sft import user_tree
-from genrec_rl.sft.rows import target_items, training_row
+from genrec_rl.sft.rows import training_row
+from genrec_rl.sft.targets import answers_of
 from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, require_stage, run_recipe
@@ -113,15 +114,15 @@ def main() -> None:
 
 def write_batches(dataset: Dataset, policy: Policy, *, windows: int, seed: int) -> dict[str, Batches]:
     """Write the training pages as trees and as rows of the same histories, in the same steps."""
-    table, train = dataset.pages, dataset.split.train
-    cut = user_tree.cut_windows(table, train, max_history=GRAMMAR.max_history)
-    trees = user_tree.build_trees(table, train, policy.prompts, max_items=MAX_ITEMS)
+    answers = answers_of(dataset.pages, dataset.split.train, target="page", max_items=MAX_ITEMS)
+    cut = user_tree.cut_windows(answers, max_history=GRAMMAR.max_history)
+    trees = user_tree.build_trees(answers, policy.prompts)
     rows, rows_of = [], []
     for window in cut:
-        rows_of.append(range(len(rows), len(rows) + len(window.pages)))
-        for page in window.pages:
-            example = table.example(page, max_history=int(table.history_end[page]) - window.start)
-            rows.append(training_row(policy.prompts, example, target_items(example, max_items=MAX_ITEMS)))
+        rows_of.append(range(len(rows), len(rows) + len(window.answers)))
+        for i in window.answers:
+            known = answers.history(window.start, int(answers.knows[i]))
+            rows.append(training_row(policy.prompts, known, answers.items(i)))
     order = np.random.default_rng(seed).permutation(len(cut)).tolist()
     of_trees = [order[i : i + windows] for i in range(0, len(order), windows)]
     of_pages = [[row for window in batch for row in rows_of[window]] for batch in of_trees]

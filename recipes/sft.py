@@ -32,7 +32,9 @@ class Settings:
     merge: bool = field(default=True, metadata={"help": "one vector per prompt item (eq. 5); false: w/o TM"})
     separator: Literal["item", "page", "none"] = field(default="item", metadata={"help": "item | page | none"})
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
-    target: Literal["page", "item"] = field(default="page", metadata={"help": "page (eq. 3, 4) | item (vanilla NTP)"})
+    target: str = field(
+        default="page", metadata={"help": "page (eq. 3, 4) | item (vanilla NTP) | running; or joined: page+running"}
+    )
     packing_pages: Literal["user_tree", "none"] = field(
         default="user_tree", metadata={"help": "user_tree: a user's history once; none: one row a page"}
     )

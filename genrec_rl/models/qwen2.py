@@ -21,6 +21,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from genrec_rl.models.dropout import ByteDropout
 from genrec_rl.models.prompts import PACKED, unpack_sids
 from genrec_rl.models.token_merger import TokenMerger
 from genrec_rl.sids.vocab import SidVocab
@@ -71,7 +72,7 @@ class DropoutLinear(nn.Linear):
 
     def __init__(self, like: nn.Linear, p: float) -> None:
         super().__init__(like.in_features, like.out_features, bias=like.bias is not None)
-        self.dropout = nn.Dropout(p)
+        self.dropout = ByteDropout(p)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``dropout(x W^T + b)``."""
@@ -111,7 +112,7 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
         super().__init__(config)
         if config.merges:
             self.token_merger = TokenMerger(len(config.sid_codebook_sizes or ()), config.hidden_size)
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = ByteDropout(config.embedding_dropout)
         self.layers[-1] = LastLayer(config, layer_idx=len(self.layers) - 1)
         if config.residual_dropout > 0:
             for layer in self.layers:

@@ -1,10 +1,13 @@
-"""Page-wise SFT with a user's history read once: the trunk is the history, every page a branch along it.
+"""SFT with a user's history read once: the trunk is the history, every answer a branch along it.
 
-One row a page repeats the history for each of a user's pages. Here a row is a user (a window of one, if the
-history is long), and a page's answer attends to the history up to its request: the same loss and gradients.
+One row an answer repeats the history for each of a user's pages. Here a row is a user (a window of one, if the
+history is long), and an answer attends to the history that it knows: the same loss and gradients.
 
     trunk:   <|history|> item <|sep|> item <|sep|> item <|sep|> ...
-    branch:                         ^ the place it hangs at, once more, then the answer without its last token
+    branch:                         ^ the answer without its last token
+
+An answer's first token is predicted by the trunk itself. Of several answers at one place all but the first begin
+with a copy of that place.
 
 Windows differ in length, so several of a batch share a row, blind to each other: less padding, nothing else changes.
 """
@@ -21,12 +24,11 @@ from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 
-from genrec_rl.data.pages import PageTable
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import PADDING, TRUNK, as_attention_mask, tree_mask, use_tree_attention
 from genrec_rl.models.prompts import PromptEncoder
-from genrec_rl.sft.rows import IGNORED, target_items
-from genrec_rl.types import Context
+from genrec_rl.sft.rows import IGNORED
+from genrec_rl.sft.targets import Answers
 
 COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels")
 ROOM = 1.5
@@ -35,74 +37,59 @@ ROOM = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of one user's history, as a range of the table's history, and the pages that hang along it."""
+    """A stretch of one user's history, as a range of the table's history, and the answers that hang along it."""
 
     start: int
     end: int
-    pages: Int[np.ndarray, " m"]
+    answers: range
 
 
-def cut_windows(table: PageTable, chosen: Int[np.ndarray, " n"], *, max_history: int) -> list[Window]:
-    """Share each user's chosen pages out among windows of at most ``max_history`` history items.
+def cut_windows(answers: Answers, *, max_history: int) -> list[Window]:
+    """Share each user's answers out among windows of at most ``max_history`` history items.
 
-    A page with no more history than that sees all of it. Of a longer one it sees at least the newest half of
-    ``max_history``: a window begins half a length before the first page that the one before could not hold.
+    An answer that knows no more history than that sees all of it. One that knows more sees at least the newest
+    half of ``max_history``: a window begins half a length before the first answer that the one before could not hold.
     """
+    users = np.cumsum(answers.table.starts_user)[answers.pages].tolist()
+    starts = answers.table.history_start[answers.pages].tolist()
+    knows = answers.knows.tolist()
     windows: list[Window] = []
-    open_pages: list[int] = []
-    start = -1
-    user = -1
-
-    def close() -> None:
-        if open_pages:
-            pages = np.array(open_pages)
-            windows.append(Window(start, int(table.history_end[pages].max()), pages))
-
-    for page in np.sort(chosen):
-        end, user_start = int(table.history_end[page]), int(table.history_start[page])
-        if user_start != user or table.user_ids[page] != table.user_ids[open_pages[-1]]:
-            close()
-            open_pages, user, start = [], user_start, user_start
-        if end - start > max_history:
-            close()
-            open_pages, start = [], max(user_start, end - (max_history + 1) // 2)
-        open_pages.append(page)
-    close()
+    first = start = 0
+    for i in range(len(answers) + 1):
+        is_new = i == len(answers) or i == 0 or users[i] != users[i - 1]
+        if is_new or knows[i] - start > max_history:
+            if i > 0:
+                windows.append(Window(start, knows[i - 1], range(first, i)))
+            if i < len(answers):
+                first, start = i, starts[i] if is_new else max(starts[i], knows[i] - (max_history + 1) // 2)
     return windows
 
 
-def tree_row(
-    table: PageTable, window: Window, prompts: PromptEncoder, *, max_items: int, max_exposed: int
-) -> dict[str, Int[np.ndarray, " S"]]:
+def tree_row(answers: Answers, window: Window, prompts: PromptEncoder) -> dict[str, Int[np.ndarray, " S"]]:
     """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``."""
-    span = slice(window.start, window.end)
-    history = table.history_items[span]
-    context = Context("", 0, history, table.history_times[span], table.history_pages[span])
-    trunk = prompts.prompt(context)
-    places_per_item = (len(trunk) - 1) // max(len(history), 1)
+    history = answers.history(window.start, window.end)
+    trunk = prompts.prompt(history)
+    places_per_item = (len(trunk) - 1) // max(len(history.history), 1)
+    trunk_labels = np.full(len(trunk), IGNORED)
     ids, positions = [trunk], [np.arange(len(trunk))]
     owners, limits = [np.full(len(trunk), TRUNK)], [np.arange(1, len(trunk) + 1)]
-    labels = [np.full(len(trunk), IGNORED)]
-    for branch, page in enumerate(window.pages):
-        hangs_at = places_per_item * (int(table.history_end[page]) - window.start)
-        answer = prompts.answer(target_items(table.example(page), max_items=max_items, max_exposed=max_exposed))
-        ids.append(np.concatenate([trunk[hangs_at : hangs_at + 1], answer[:-1]]))
-        positions.append(hangs_at + np.arange(len(answer)))
-        owners.append(np.full(len(answer), branch))
-        limits.append(np.full(len(answer), hangs_at))
-        labels.append(answer)
+    labels = [trunk_labels]
+    for branch, i in enumerate(window.answers):
+        hangs_at = places_per_item * (int(answers.knows[i]) - window.start)
+        answer = prompts.answer(answers.items(i))
+        skipped = int(trunk_labels[hangs_at] == IGNORED)
+        if skipped:
+            trunk_labels[hangs_at] = answer[0]
+        ids.append(np.concatenate([trunk[hangs_at : hangs_at + 1], answer[:-1]])[skipped:])
+        positions.append(hangs_at + np.arange(skipped, len(answer)))
+        owners.append(np.full(len(answer) - skipped, branch))
+        limits.append(np.full(len(answer) - skipped, hangs_at + skipped))
+        labels.append(answer[skipped:])
     columns = (ids, positions, owners, limits, labels)
     return {name: np.concatenate(parts) for name, parts in zip(COLUMNS, columns, strict=True)}
 
 
-def build_trees(
-    table: PageTable,
-    chosen: Int[np.ndarray, " n"],
-    prompts: PromptEncoder,
-    *,
-    max_items: int,
-    max_exposed: int = 0,
-) -> Dataset:
+def build_trees(answers: Answers, prompts: PromptEncoder) -> Dataset:
     """Return a dataset of windows, written when a row is read.
 
     Raises:
@@ -113,13 +100,10 @@ def build_trees(
         raise ConfigError(
             "packing user_tree needs separator item or none; with separator page set `packing_pages: none`"
         )
-    windows = cut_windows(table, chosen, max_history=prompts.grammar.max_history)
+    windows = cut_windows(answers, max_history=prompts.grammar.max_history)
 
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [
-            tree_row(table, windows[i], prompts, max_items=max_items, max_exposed=max_exposed)
-            for i in batch["window"]
-        ]
+        rows = [tree_row(answers, windows[i], prompts) for i in batch["window"]]
         return {name: [row[name] for row in rows] for name in COLUMNS}
 
     return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)

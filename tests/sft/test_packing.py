@@ -5,6 +5,7 @@ import pytest
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.sft.packing import pack
+from genrec_rl.sft.rows import IGNORED
 from genrec_rl.sft.user_tree import TreeCollator
 from tests.sft.test_user_tree import TABLE
 
@@ -24,13 +25,17 @@ def test_trees_have_one_row_a_user_and_their_collator(policy):
 
 def test_without_packing_there_is_one_row_a_page(policy):
     packed = pack(DATASET, policy, packing="none", target="page", **LIMITS)
-    assert (len(packed.train), len(packed.valid)) == (3, 2)
+    assert (len(packed.train), len(packed.valid)) == (3, 5)  # valid: one row a positive
     assert packed.collator is None
 
 
-def test_trees_of_single_items_are_refused(policy):
-    with pytest.raises(ConfigError, match="for target 'item' set it to none"):
-        pack(DATASET, policy, packing="user_tree", target="item", **LIMITS)
+@pytest.mark.parametrize("packing", ["user_tree", "none"])
+@pytest.mark.parametrize("target", ["page", "item", "running", "page+item"])
+def test_valid_rows_ask_the_same_whatever_is_taught(policy, packing, target):
+    packed = pack(DATASET, policy, packing=packing, target=target, **LIMITS)
+    key = "shift_labels" if packing == "user_tree" else "labels"
+    asked = sum(sum(token != IGNORED for token in row[key]) for row in packed.valid)
+    assert asked == policy.vocab.n_levels * 5
 
 
 def test_unknown_packing_is_refused(policy):

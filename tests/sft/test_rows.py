@@ -1,48 +1,36 @@
 import numpy as np
-import pytest
 
-from genrec_rl.errors import ConfigError
-from genrec_rl.sft.rows import IGNORED, build_rows, target_items
-from tests.fixtures import make_example
-
-
-def answers(rows) -> list[list[int]]:
-    return [[token for token in row["labels"] if token != IGNORED] for row in rows]
+from genrec_rl.sft.rows import IGNORED, build_rows
+from genrec_rl.sft.targets import answers_of
+from tests.sft.test_user_tree import TABLE
 
 
-def test_page_row_is_prompt_then_the_pages_positives(policy):
-    example = make_example([0, 4], [1], [5])
-    (row,) = build_rows([example], policy.prompts, target="page", max_items=10)
-    prompt = policy.prompts.prompt(example.context).tolist()
-    answer = policy.prompts.answer(np.array([1, 5])).tolist()
+def rows_of(policy, target: str, *, chosen=(0, 1)) -> list[dict]:
+    return list(build_rows(answers_of(TABLE, np.array(chosen), target=target, max_items=10), policy.prompts))
+
+
+def test_row_is_prompt_then_answer_with_labels_on_the_answer(policy):
+    row = rows_of(policy, "page", chosen=[2])[0]
+    prompt = policy.prompts.prompt(TABLE.example(2).context).tolist()
+    answer = policy.prompts.answer(np.array([3, 4, 5])).tolist()
     assert row["input_ids"] == prompt + answer
     assert row["labels"] == [IGNORED] * len(prompt) + answer
 
 
-def test_item_rows_repeat_the_prompt_for_each_positive(policy):
-    pages = [make_example([0], [1], [5]), make_example([2], [3])]
-    rows = build_rows(pages, policy.prompts, target="item", max_items=9)
-    expected = [policy.prompts.answer(np.array([i])).tolist() for i in (1, 5, 3)]
-    assert answers(rows) == expected
+def test_item_rows_repeat_the_prompt_and_running_rows_go_on_with_it(policy):
+    item, running = (rows_of(policy, target, chosen=[0]) for target in ("item", "running"))
+    start = policy.prompts.prompt(TABLE.example(0).context).tolist()
+    item_0 = policy.prompts.prompt(TABLE.example(1).context).tolist()[1:3]
+    answers = [policy.prompts.answer(np.array([i])).tolist() for i in (0, 1)]
+    assert [row["input_ids"] for row in item] == [start + answers[0], start + answers[1]]
+    assert [row["input_ids"] for row in running] == [start + answers[0], start + item_0 + answers[1]]
 
 
-def test_with_one_positive_a_page_both_targets_are_the_same_rows(policy):
-    examples = [make_example([0, 4], [1]), make_example([], [2])]
-    page = build_rows(examples, policy.prompts, target="page", max_items=10)
-    item = build_rows(examples, policy.prompts, target="item", max_items=10)
-    assert list(page) == list(item)
+def test_with_one_positive_a_page_all_targets_are_the_same_rows(policy):
+    page, item, running = (rows_of(policy, target, chosen=[1, 3, 5]) for target in ("page", "item", "running"))
+    assert page == item == running
 
 
-def test_exposures_follow_the_positives_and_are_left_out_by_default():
-    example = make_example([0], [1], [2], [3, 4])
-    assert target_items(example, max_items=10).tolist() == [1, 2]
-    assert target_items(example, max_items=10, max_exposed=1).tolist() == [1, 2, 3]
-
-
-def test_long_page_keeps_its_most_intense_items():
-    assert target_items(make_example([0], [1, 2], [3]), max_items=2).tolist() == [1, 2]
-
-
-def test_unknown_target_is_refused(policy):
-    with pytest.raises(ConfigError, match="target 'pages' is not one of page, item"):
-        build_rows([], policy.prompts, target="pages", max_items=1)
+def test_long_histories_keep_their_newest_items(policy):
+    row = build_rows(answers_of(TABLE, np.array([2]), target="item", max_items=10), policy.prompts)[0]
+    assert len(row["input_ids"]) == 1 + 2 * 3 + 3

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 import torch
 
@@ -7,7 +6,7 @@ from genrec_rl.sft.devices import check_devices
 from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
 from tests.fixtures import make_policy
-from tests.sft.test_user_tree import TABLE, loss_of, make_table
+from tests.sft.test_user_tree import TABLE, answers, loss_of, make_table
 
 
 def make_trainer(policy, table, tmp_path, **settings) -> PageSFTTrainer:
@@ -17,7 +16,7 @@ def make_trainer(policy, table, tmp_path, **settings) -> PageSFTTrainer:
     return PageSFTTrainer(
         model=policy.model,
         args=PageSFTConfig(**defaults | settings),
-        train_dataset=build_trees(table, np.arange(len(table)), policy.prompts, max_items=10),
+        train_dataset=build_trees(answers(table), policy.prompts),
         data_collator=TreeCollator(policy.model, pad_id=policy.vocab.pad_id),
         processing_class=policy.tokenizer,
     )

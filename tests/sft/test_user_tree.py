@@ -4,8 +4,10 @@ import torch
 
 from genrec_rl.data.pages import PageTable
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.prefix_tree import TRUNK
 from genrec_rl.models.prompts import PromptGrammar
-from genrec_rl.sft.rows import build_rows
+from genrec_rl.sft.rows import IGNORED, build_rows
+from genrec_rl.sft.targets import answers_of
 from genrec_rl.sft.user_tree import ROOM, TreeCollator, build_trees, cut_windows, share_rows
 from genrec_rl.types import Action
 from tests.fixtures import make_policy
@@ -38,6 +40,11 @@ def make_table(users: list[list[list[int]]]) -> PageTable:
     )
 
 
+def answers(table=None, chosen=None, *, target="page"):
+    table = TABLE if table is None else table
+    return answers_of(table, np.arange(len(table)) if chosen is None else chosen, target=target, max_items=10)
+
+
 TABLE = make_table([[[0, 1], [2], [3, 4, 5]], [[6], [7, 8]], [[9]]])
 
 
@@ -50,12 +57,12 @@ def loss_of(model, batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("grammar", [{}, {"merge": False}, {"separator": "none"}], ids=str)
+@pytest.mark.parametrize("target", ["page", "item", "running", "page+running"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, attention):
+def test_tree_has_the_loss_and_gradient_of_one_row_an_answer(catalog, grammar, target, attention):
     policy = make_policy(catalog, grammar=PromptGrammar(**grammar))
     policy.model.set_attn_implementation(attention)
-    pages = np.arange(len(TABLE))
-    rows = build_rows(TABLE.select(pages), policy.prompts, target="page", max_items=10)
+    rows = build_rows(answers(target=target), policy.prompts)
     expected = sum(
         -policy.model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)[i - 1, token]
         for row in rows
@@ -63,7 +70,7 @@ def test_tree_has_the_loss_and_gradient_of_one_row_a_page(catalog, grammar, atte
         if token >= 0
     )
     collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
-    trees = build_trees(TABLE, pages, policy.prompts, max_items=10)
+    trees = build_trees(answers(target=target), policy.prompts)
     batch = collate(list(trees))
     assert len(batch["input_ids"]) < len(trees)  # users share rows
     found = loss_of(policy.model, batch)
@@ -78,7 +85,7 @@ def test_windows_that_share_rows_have_the_loss_and_gradient_of_one_window_a_batc
     policy = make_policy(catalog)
     policy.model.set_attn_implementation(attention)
     table = make_table([[[(user + i) % 12 for i in range(user % 3 + 1)], [user], [5, 6]] for user in range(9)])
-    windows = list(build_trees(table, np.arange(len(table)), policy.prompts, max_items=10))
+    windows = list(build_trees(answers(table), policy.prompts))
     collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)
     batch = collate(windows)
     assert batch["input_ids"].shape[0] < len(windows)
@@ -91,7 +98,7 @@ def test_windows_that_share_rows_have_the_loss_and_gradient_of_one_window_a_batc
 
 
 def test_head_gets_the_places_with_a_label_only(policy):
-    windows = list(build_trees(TABLE, np.arange(6), policy.prompts, max_items=10))
+    windows = list(build_trees(answers(), policy.prompts))
     batch = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)(windows)
     assert batch["shift_labels"].shape == batch["kept_places"].unsqueeze(0).shape == (1, 3 * 10)
     assert (batch["shift_labels"] >= 0).all()
@@ -122,27 +129,41 @@ def test_every_window_lies_in_one_row_of_bounded_width():
         assert len(rows) * max(widths) <= n * max(lengths)
 
 
-def test_window_holds_one_user_and_all_pages_that_fit():
-    windows = cut_windows(TABLE, np.arange(6), max_history=50)
-    assert [(w.start, w.end, w.pages.tolist()) for w in windows] == [(0, 3, [0, 1, 2]), (6, 7, [3, 4]), (9, 9, [5])]
+def test_first_token_of_an_answer_is_predicted_by_the_trunk_and_once_only(policy):
+    (row, *_) = build_trees(answers(target="item"), policy.prompts)
+    is_trunk = row["owner"] == TRUNK
+    # Histories: none, [0 1], [0 1 2] for answers 0 and 1, 2, and 3 to 5: three places, six answers.
+    assert (row["shift_labels"][is_trunk] != IGNORED).sum() == 3
+    assert np.bincount(row["owner"][~is_trunk]).tolist() == [2, 3, 2, 2, 3, 3]
 
 
-def test_long_history_is_cut_with_half_of_it_kept():
-    table = make_table([[[i % 12] for i in range(12)]])
-    windows = cut_windows(table, np.arange(12), max_history=4)
-    assert sorted(page for window in windows for page in window.pages) == list(range(12))
+def test_window_holds_one_user_and_all_answers_that_fit():
+    windows = cut_windows(answers(), max_history=50)
+    assert [(w.start, w.end, list(w.answers)) for w in windows] == [(0, 3, [0, 1, 2]), (6, 7, [3, 4]), (9, 9, [5])]
+
+
+def test_window_of_running_answers_reaches_into_the_last_page():
+    windows = cut_windows(answers(target="running"), max_history=50)
+    assert [(w.start, w.end) for w in windows] == [(0, 5), (6, 8), (9, 9)]
+
+
+@pytest.mark.parametrize("target", ["page", "running", "page+running"])
+def test_long_history_is_cut_with_half_of_it_kept(target):
+    taught = answers(make_table([[[i % 12, 3] for i in range(12)]]), target=target)
+    windows = cut_windows(taught, max_history=4)
+    assert [i for window in windows for i in window.answers] == list(range(len(taught)))
     for window in windows:
         assert window.end - window.start <= 4
-        for page in window.pages:
-            assert table.history_end[page] - window.start >= min(2, table.history_end[page])
+        for i in window.answers:
+            assert window.start + min(2, taught.knows[i]) <= taught.knows[i] <= window.end
 
 
 def test_pages_left_out_are_not_supervised_but_stay_in_the_history():
-    windows = cut_windows(TABLE, np.array([0, 2]), max_history=50)
-    assert [(w.start, w.end, w.pages.tolist()) for w in windows] == [(0, 3, [0, 2])]
+    windows = cut_windows(answers(chosen=np.array([0, 2])), max_history=50)
+    assert [(w.start, w.end, list(w.answers)) for w in windows] == [(0, 3, [0, 1])]
 
 
 def test_page_separators_are_refused(catalog):
     policy = make_policy(catalog, grammar=PromptGrammar(separator="page"))
     with pytest.raises(ConfigError, match="packing_pages: none"):
-        build_trees(TABLE, np.arange(6), policy.prompts, max_items=10)
+        build_trees(answers(), policy.prompts)

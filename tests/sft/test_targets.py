@@ -1,0 +1,81 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.sft.targets import WHOLE, answers_of, page_items
+from tests.fixtures import make_example
+from tests.sft.test_user_tree import TABLE, make_table
+
+
+def taught(table=TABLE, chosen=None, *, target: str, **limits) -> list[tuple[int, list[int], int]]:
+    """Page, items and known history of every answer."""
+    chosen = np.arange(len(table)) if chosen is None else np.array(chosen)
+    answers = answers_of(table, chosen, target=target, **({"max_items": 10} | limits))
+    return [(int(answers.pages[i]), answers.items(i).tolist(), int(answers.knows[i])) for i in range(len(answers))]
+
+
+def test_page_answers_with_all_positives_after_the_history_before_it():
+    assert taught(target="page") == [
+        (0, [0, 1], 0), (1, [2], 2), (2, [3, 4, 5], 3), (3, [6], 6), (4, [7, 8], 7), (5, [9], 9),
+    ]  # fmt: skip
+
+
+def test_item_answers_with_each_positive_after_the_history_before_the_page():
+    assert taught(target="item", chosen=[1, 2]) == [(1, [2], 2), (2, [3], 3), (2, [4], 3), (2, [5], 3)]
+
+
+def test_running_knows_the_pages_earlier_positives():
+    assert taught(target="running", chosen=[1, 2]) == [(1, [2], 2), (2, [3], 3), (2, [4], 4), (2, [5], 5)]
+
+
+def test_joined_targets_are_taught_together_in_order_of_what_they_know():
+    assert taught(target="page+running", chosen=[0, 4]) == [
+        (0, [0, 1], 0), (0, [0], 0), (0, [1], 1), (4, [7, 8], 7), (4, [7], 7), (4, [8], 8),
+    ]  # fmt: skip
+
+
+def test_running_knows_nothing_behind_another_pages_item():
+    table = make_table([[[0], [1, 2, 3], [4]]])
+    # In time: 0, 1, 4 (of the other request), 2, 3.
+    order = np.array([0, 1, 4, 2, 3])
+    table = replace(table, history_items=table.items[order], history_pages=table.history_pages[order])
+    assert taught(table, [1], target="running") == [(1, [1], 1), (1, [2], 2), (1, [3], 2)]
+
+
+def test_context_is_cut_to_the_newest_items():
+    answers = answers_of(TABLE, np.array([2]), target="running", max_items=10)
+    assert [answers.context(i, max_history=2).history.tolist() for i in range(3)] == [[1, 2], [2, 3], [3, 4]]
+
+
+def test_history_never_reaches_into_another_user():
+    answers = answers_of(TABLE, np.arange(6), target="page", max_items=10)
+    assert [answers.context(i, max_history=9).history.tolist() for i in (3, 4, 5)] == [[], [6], []]
+
+
+def test_exposures_follow_the_positives_and_are_left_out_by_default():
+    example = make_example([0], [1], [2], [3, 4])
+    assert page_items(example, max_items=10).tolist() == [1, 2]
+    assert page_items(example, max_items=10, max_exposed=1).tolist() == [1, 2, 3]
+
+
+def test_long_page_keeps_its_most_intense_items():
+    assert page_items(make_example([0], [1, 2], [3]), max_items=2).tolist() == [1, 2]
+    assert taught(target="page", chosen=[2], max_items=2) == [(2, [3, 4], 3)]
+
+
+def test_whole_pages_have_no_entry():
+    assert answers_of(TABLE, np.arange(6), target="page", max_items=10).entries.tolist() == [WHOLE] * 6
+
+
+@pytest.mark.parametrize("target", ["pages", "page+", "item+run"])
+def test_unknown_target_is_refused(target):
+    with pytest.raises(ConfigError, match="is not one of page, item, running"):
+        taught(target=target)
+
+
+@pytest.mark.parametrize("limits", [{"max_items": 0}, {"max_exposed": -1}])
+def test_limits_that_teach_nothing_are_refused(limits):
+    with pytest.raises(ConfigError, match="must be at least"):
+        taught(target="page", **limits)
