@@ -24,7 +24,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from benchmarks.baselines import LEVELS, has_default_sizes, make_catalog, make_policy, prefix_function, random_prompts
+from benchmarks.generation_baselines import (
+    LEVELS,
+    has_default_sizes,
+    make_catalog,
+    make_policy,
+    prefix_function,
+    random_prompts,
+)
 from benchmarks.harness import Benchmark, BenchmarkSettings, Contender, Measured, parse, plot_growth
 from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.models.policy import Policy

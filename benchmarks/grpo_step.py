@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.baselines import (
+from benchmarks.generation_baselines import (
     LEVELS,
     GroupedLogProbs,
     has_default_sizes,
