@@ -53,6 +53,9 @@ class Settings:
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "of the weights; bfloat16 is faster where the machine computes in it"}
     )
+    continue_page: bool = field(
+        default=False, metadata={"help": "policies read the request's own day as the beginning of their answer"}
+    )
     max_history: int | None = field(
         default=None,
         metadata={"help": "newest history items shown; none: all"},
@@ -89,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     policies, block = parse_policies(settings.policies), reward_block(settings)
     plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
     widths = None if settings.beam_widths is None else tuple(settings.beam_widths)
-    options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype)
+    options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype, settings.continue_page)
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     catalog = Catalog.load(
         require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")

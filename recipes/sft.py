@@ -42,6 +42,10 @@ class Settings:
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
     lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
+    eval_hallucination: bool = field(default=True, metadata={"help": "also decode freely, for eval/har@10"})
+    continue_page: bool = field(
+        default=False, metadata={"help": "validate with the request's own day as the beginning of the answer"}
+    )
     wandb_project: str = field(default=PROJECT, metadata={"help": "W&B project"})
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
 
@@ -90,7 +94,12 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker)],
-            validation=Validation(valid, BeamRecommender(policy, catalog=catalog), beams=settings.eval_beams),
+            validation=Validation(
+                valid,
+                BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),
+                beams=settings.eval_beams,
+                measure_hallucination=settings.eval_hallucination,
+            ),
         )
         use_progress_bar(trainer, ["loss", "eval_loss", "eval_ndcg@10", "eval_hr@10", "eval_har@10"])
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)

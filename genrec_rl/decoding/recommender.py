@@ -26,6 +26,8 @@ class BeamRecommender:
         batch_size: requests decoded at once; requests of similar length go together.
         beam_widths: beams of each level in place of k at every level; the last must be k.
         normalisation: see ``BeamPlan``.
+        continue_page: read the items of the request's own day as the beginning of the answer, see
+            ``PromptEncoder.running_prompt``.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class BeamRecommender:
         batch_size: int = 64,
         beam_widths: Sequence[int] | None = None,
         normalisation: Normalisation = "vocabulary",
+        continue_page: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, at least 1 is needed")
@@ -44,6 +47,7 @@ class BeamRecommender:
         self.batch_size = batch_size
         self.beam_widths = beam_widths
         self.normalisation: Normalisation = normalisation
+        self.write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
 
     @torch.no_grad()
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
@@ -55,7 +59,7 @@ class BeamRecommender:
             RolloutError: when ``beam_widths`` leave a request without k answers.
         """
         plan = self._plan(k)
-        prompts = [self.policy.prompts.prompt(context) for context in contexts]
+        prompts = [self.write(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         with in_eval_mode(self.policy.model):

@@ -46,6 +46,7 @@ class BeamOptions:
     beam_widths: tuple[int, ...] | None = None
     normalisation: Normalisation = "vocabulary"
     dtype: Literal["float32", "bfloat16"] = "float32"
+    continue_page: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -73,7 +74,8 @@ class BeamOptions:
         """Return the choices in words, for the protocol."""
         widths = self.beam_widths or (beams,)
         over = "the whole vocabulary" if self.normalisation == "vocabulary" else "a level's codes"
-        return f"beam widths {', '.join(map(str, widths))}; probabilities over {over}; {self.dtype}"
+        page = "; the request's own day begins the answer" if self.continue_page else ""
+        return f"beam widths {', '.join(map(str, widths))}; probabilities over {over}; {self.dtype}{page}"
 
 
 def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamOptions) -> list[System]:
@@ -95,4 +97,5 @@ def load_recommender(folder: Path, *, catalog: Catalog, options: BeamOptions) ->
         batch_size=options.batch_size,
         beam_widths=options.beam_widths,
         normalisation=options.normalisation,
+        continue_page=options.continue_page,
     )

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from genrec_rl.data.pages import DAY
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids.vocab import HISTORY_TOKEN, SEPARATOR_TOKEN, SidVocab
 from genrec_rl.types import Context
@@ -73,6 +74,11 @@ class PromptGrammar:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
+def open_items(context: Context) -> int:
+    """Count the newest history items of the same day (UTC) as the request."""
+    return int((context.history_times // DAY == context.time // DAY).sum())
+
+
 class PromptEncoder:
     """Writes contexts as prompts, and items as answers, for one catalogue.
 
@@ -98,6 +104,23 @@ class PromptEncoder:
         body = np.concatenate([pieces, np.full((len(history), 1), self.vocab.separator_id)], axis=1)
         keep = np.concatenate([np.ones(pieces.shape, bool), closes[:, None]], axis=1)
         return np.concatenate([[self.vocab.history_id], body[keep]])
+
+    def running_prompt(self, context: Context) -> Int[np.ndarray, " S"]:
+        """Write a context whose newest page still runs, as a page-wise policy met it in training.
+
+        The day that the request goes on with (UTC, as the page rule ``same_day``) is no history yet: its items are
+        the beginning of the answer. Leave-one-out cuts pages so; elsewhere this is ``prompt``.
+        """
+        n_open = open_items(context)
+        closed = len(context.history) - n_open
+        known = Context(
+            context.user_id,
+            context.time,
+            context.history[:closed],
+            context.history_times[:closed],
+            context.history_pages[:closed],
+        )
+        return np.concatenate([self.prompt(known), self.answer(context.history[closed:])])
 
     def _closes(self, pages: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         if self.grammar.separator == "page":

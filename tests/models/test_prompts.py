@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from genrec_rl.sids.vocab import SidVocab
 from tests.fixtures import make_context
 
 VOCAB = SidVocab(codebook_sizes=(4, 4), sid_token_start=10, history_id=1, separator_id=2, pad_id=0)
+PARALLEL = ("history", "history_times", "history_pages")
 CODES = np.array([[0, 1], [2, 3], [3, 0]])
 
 
@@ -88,3 +91,17 @@ def test_wrong_choices_are_refused():
 def test_catalogue_of_another_depth_is_refused():
     with pytest.raises(DataError, match="3 SID levels, the vocabulary 2"):
         PromptEncoder(PromptGrammar(), VOCAB, np.zeros((1, 3), int))
+
+
+def test_running_page_is_the_beginning_of_the_answer():
+    day = 86_400
+    context = replace(make_context([0, 1, 2]), time=3 * day, history_times=np.array([day, 3 * day, 3 * day]))
+    prompts = encoder()
+    closed = replace(context, **{name: getattr(context, name)[:1] for name in PARALLEL})
+    expected = [*prompts.prompt(closed), *prompts.answer(np.array([1, 2]))]
+    assert prompts.running_prompt(context).tolist() == expected
+
+
+def test_without_items_of_the_requests_day_a_running_prompt_is_the_prompt():
+    context = replace(make_context([0, 1]), time=9 * 86_400)
+    assert encoder().running_prompt(context).tolist() == encoder().prompt(context).tolist()
