@@ -29,6 +29,10 @@ class Settings:
     intermediate_size: int = field(default=384, metadata={"help": "MLP width, from scratch"})
     embedding_dropout: float = field(default=0.2, metadata={"help": "dropout of the input vectors"})
     residual_dropout: float = field(default=0.2, metadata={"help": "dropout of attention and MLP outputs"})
+    item_embedding: bool = field(
+        default=False, metadata={"help": "a vector of its own for each prompt item, beside its codes'"}
+    )
+    item_dropout: float = field(default=0.5, metadata={"help": "dropout of that vector"})
     merge: bool = field(default=True, metadata={"help": "one vector per prompt item (eq. 5); false: w/o TM"})
     separator: Literal["item", "page", "none"] = field(default="item", metadata={"help": "item | page | none"})
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
@@ -76,6 +80,8 @@ def main(argv: list[str] | None = None) -> None:
         backbone=settings.backbone or size,
         embedding_dropout=settings.embedding_dropout,
         residual_dropout=settings.residual_dropout,
+        item_embedding=settings.item_embedding,
+        item_dropout=settings.item_dropout,
         seed=args.seed,
     )
     valid = dataset.examples("valid", max_history=settings.max_history)

@@ -5,12 +5,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.models.prompts import PromptEncoder, PromptGrammar
+from genrec_rl.models.prompts import PromptEncoder, PromptGrammar, pack_sids
 from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.vocab import SidVocab, build_tokenizer, extend_tokenizer, vocab_of
@@ -62,6 +63,8 @@ def create_policy(
     backbone: str | Path | BackboneSize,
     embedding_dropout: float = 0.0,
     residual_dropout: float = 0.0,
+    item_embedding: bool = False,
+    item_dropout: float = 0.0,
     seed: int = 0,
 ) -> Policy:
     """Make an untrained policy for a catalogue.
@@ -76,9 +79,14 @@ def create_policy(
             gets the SID tokens.
         embedding_dropout: see ``GenRecQwen2Config``.
         residual_dropout: see ``GenRecQwen2Config``.
+        item_embedding: give each item of the catalogue a vector of its own in prompts; needs ``grammar.merge``.
+        item_dropout: see ``GenRecQwen2Config``.
         seed: of the new weights.
     """
     torch.manual_seed(seed)
+    if item_embedding and not grammar.merge:
+        raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
+    packed = torch.from_numpy(np.unique(pack_sids(catalog.codes)))
     if isinstance(backbone, BackboneSize):
         tokenizer: PreTrainedTokenizerBase = build_tokenizer(catalog.codebook_sizes)
         base = backbone.config()
@@ -92,6 +100,7 @@ def create_policy(
         | {"sid_codebook_sizes": list(vocab.codebook_sizes), "sid_token_start": vocab.sid_token_start}
         | {"grammar_hash": grammar.digest(vocab), "catalog_fingerprint": catalog.fingerprint}
         | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
+        | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout}
         | {"pad_token_id": vocab.pad_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     )
     if isinstance(backbone, BackboneSize):
@@ -101,6 +110,8 @@ def create_policy(
         model = GenRecQwen2ForCausalLM.from_pretrained(backbone, config=config, dtype=torch.float32)
         if len(tokenizer) > model.config.vocab_size:
             model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    if item_embedding:
+        model.model.item_embedding.know(packed)
     return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
 
 

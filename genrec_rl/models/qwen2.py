@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 from genrec_rl.models.dropout import ByteDropout
+from genrec_rl.models.item_embedding import ItemEmbedding
 from genrec_rl.models.prompts import PACKED, unpack_sids
 from genrec_rl.models.token_merger import TokenMerger
 from genrec_rl.sids.vocab import SidVocab
@@ -38,6 +39,8 @@ class GenRecQwen2Config(Qwen2Config):
         catalog_fingerprint: the catalogue that the policy was trained on, checked on load.
         embedding_dropout: share of the input vectors' elements dropped in training.
         residual_dropout: the same for the output of each attention and MLP block.
+        n_known_items: items of the prompt with a vector of their own beside their codes'; 0 for none.
+        item_dropout: share of these vectors' elements dropped in training.
     """
 
     model_type = "genrec_qwen2"
@@ -50,6 +53,8 @@ class GenRecQwen2Config(Qwen2Config):
     catalog_fingerprint: str = ""
     embedding_dropout: float = 0.0
     residual_dropout: float = 0.0
+    n_known_items: int = 0
+    item_dropout: float = 0.0
 
     @property
     def merges(self) -> bool:
@@ -112,6 +117,8 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
         super().__init__(config)
         if config.merges:
             self.token_merger = TokenMerger(len(config.sid_codebook_sizes or ()), config.hidden_size)
+        if config.n_known_items:
+            self.item_embedding = ItemEmbedding(config.n_known_items, config.hidden_size, config.item_dropout)
         self.embedding_dropout = ByteDropout(config.embedding_dropout)
         self.layers[-1] = LastLayer(config, layer_idx=len(self.layers) - 1)
         if config.residual_dropout > 0:
@@ -130,9 +137,12 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
             return self.embed_tokens(input_ids)
         is_packed = input_ids >= PACKED
         embeds = self.embed_tokens(input_ids.masked_fill(is_packed, self.config.pad_token_id or 0))
-        codes_NL = unpack_sids(input_ids[is_packed], self.token_merger.n_levels)
+        packed_N = input_ids[is_packed]
+        codes_NL = unpack_sids(packed_N, self.token_merger.n_levels)
         starts = torch.tensor(self.config.sid_level_starts, device=input_ids.device)
         merged = self.token_merger(self.embed_tokens(codes_NL + starts))
+        if self.config.n_known_items:
+            merged = merged + self.item_embedding(packed_N)
         return embeds.masked_scatter(is_packed.unsqueeze(-1), merged.to(embeds.dtype))
 
     def forward(

@@ -1,0 +1,219 @@
+"""The paper's Table 1 on public data, against honest bars (Table 2: see --table 2).
+
+    python benchmarks/paper_tables.py --data beauty --table 1 --input ../shared/data
+    python benchmarks/paper_tables.py --data movielens --table 1 --seeds 0
+
+Reads   Amazon Beauty (the folder that holds amazon_beauty_2014, and letter_beauty for LETTER's SIDs) or MovieLens.
+Writes  runs/tables/<data>/: data, catalogues, every policy and every system's answers, a folder each, done once;
+        benchmarks/results/table<t>_<data>.{json,md,png}.
+Watch   the bar: which cell runs, and about how long the rest will take. A run that was killed goes on where it was;
+        ``--report true`` writes the table of what is done so far.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.harness import parse
+from benchmarks.tables.cells import Cell, work_off
+from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.report import write_table
+from benchmarks.tables.systems import TABLE_1, SystemSpec
+from genrec_rl.data.store import Dataset, load_dataset
+from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.baselines import Cooccurrence, Popularity
+from genrec_rl.evaluation.evaluate import Decoding, Plan, Recommender, predict
+from genrec_rl.evaluation.policies import BeamOptions, load_recommender
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.tracking import console, run_recipe
+
+RUNS = Path("runs/tables")
+ANSWERS = "answers.npz"
+RESULTS = Path("benchmarks/results")
+HERE = Path(__file__).parent / "tables"
+PROTOCOLS = {"loo": "leave_one_out", "pages": "leave_last_page_out"}
+MAX_HISTORY = {"loo": 20, "pages": 50}
+MINUTES = {"counter": 0.5, "neural": 12.0, "policy": 25.0}
+
+
+@dataclass
+class Settings:
+    """Which table, and how much of it."""
+
+    data: Literal["beauty", "movielens"] = field(default="beauty", metadata={"help": "beauty | movielens"})
+    table: Literal[1] = field(default=1, metadata={"help": "table of the paper"})
+    input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and its SIDs"})
+    sids: Literal["letter", "ours"] = field(
+        default="letter", metadata={"help": "LETTER's published ones, or our own"}
+    )
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of training"})
+    systems: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
+    protocols: list[str] = field(default_factory=lambda: ["loo", "pages"], metadata={"help": "loo, pages"})
+    beams: int = field(default=50, metadata={"help": "items asked of every system"})
+    report: bool = field(default=False, metadata={"help": "fit nothing: write the table of what is done"})
+
+
+def main() -> None:
+    settings = parse(Settings)
+    specs = choose_systems(settings)
+    cells = {protocol: protocol_cells(settings, protocol, specs) for protocol in settings.protocols}
+    if not settings.report:
+        work_off([cell for parts in cells.values() for cell in parts.all()])
+    for protocol, parts in cells.items():
+        report(settings, protocol, parts, specs)
+
+
+def report(settings: Settings, protocol: str, parts: "ProtocolCells", specs: Sequence[SystemSpec]) -> None:
+    """Write the table of the cells that are done."""
+    answers: dict[str, dict[int, Answers]] = {}
+    for (name, seed), cell in parts.answers.items():
+        if (given := load_answers(cell)) is not None:
+            answers.setdefault(name, {})[seed] = given
+    if not answers:
+        console.print(f"{protocol}: nothing is done yet")
+        return
+    suffix = "" if settings.sids == "letter" or settings.data != "beauty" else "_own_sids"
+    file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
+    requests = Requests.of(load_dataset(parts.data.folder).examples("test", max_history=None))
+    write_table(answers, requests, specs=specs, protocol=protocol, file=file)
+    console.print(f"{protocol}: {len(answers)} systems in {file} and {file.with_suffix('.md')}")
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolCells:
+    """The cells of one protocol: data, catalogue, and every system's answers, by name and seed."""
+
+    data: Cell
+    sids: Cell
+    answers: dict[tuple[str, int], Cell]
+
+    def all(self) -> list[Cell]:
+        """Return them in the order of the work."""
+        return [self.data, self.sids, *self.answers.values()]
+
+
+def choose_systems(settings: Settings) -> list[SystemSpec]:
+    known = {spec.name: spec for spec in TABLE_1}
+    unknown = [name for name in settings.systems if name not in known]
+    unknown += [name for name in settings.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise ConfigError(f"no '{unknown[0]}' among {', '.join([*known, *PROTOCOLS])}")
+    return [known[name] for name in settings.systems] if settings.systems else list(TABLE_1)
+
+
+def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec]) -> ProtocolCells:
+    root = RUNS / settings.data / protocol
+    sid_root = root / f"sids_{settings.sids}"
+    facts = {"data": settings.data, "split": PROTOCOLS[protocol]}
+    data = Cell(f"{protocol}: data", root / "data", facts, partial(prepare, settings, protocol), 0.2)
+    facts = facts | {"sids": settings.sids}
+    sids = Cell(f"{protocol}: catalogue", sid_root, facts, partial(build_sids, settings, data.folder), 1)
+    answers = {}
+    for spec in specs:
+        for seed in settings.seeds if spec.kind != "counter" else [0]:
+            made_with = facts | {"system": spec.name, "seed": seed, "beams": settings.beams}
+            if spec.kind == "policy":
+                made_with |= {"arguments": spec.arguments, "config": config_file(settings).read_text()}
+            run = partial(answer, settings, protocol, spec, seed, data.folder, sid_root)
+            name, folder = f"{protocol}: {spec.name}, seed {seed}", root / settings.sids / spec.name / f"seed{seed}"
+            answers[spec.name, seed] = Cell(name, folder, made_with, run, MINUTES[spec.kind])
+    return ProtocolCells(data, sids, answers)
+
+
+def config_file(settings: Settings) -> Path:
+    return HERE / f"{settings.data}.yaml"
+
+
+def prepare(settings: Settings, protocol: str, folder: Path) -> None:
+    source = ["--source", "movielens"]
+    if settings.data == "beauty":
+        source = ["--source", "amazon", "--input", str(Path(settings.input) / "amazon_beauty_2014")]
+    run_script("recipes/prepare.py", *source, "--split", PROTOCOLS[protocol], "--output_dir", str(folder))
+
+
+def build_sids(settings: Settings, data_dir: Path, folder: Path) -> None:
+    codes = []
+    if settings.data == "beauty" and settings.sids == "letter":
+        codes = ["--codes_from", str(Path(settings.input) / "letter_beauty" / "Beauty.index.json")]
+    run_script("recipes/build_sids.py", "--data_dir", str(data_dir), "--output_dir", str(folder), *codes)
+
+
+def answer(
+    settings: Settings, protocol: str, spec: SystemSpec, seed: int, data_dir: Path, sid_dir: Path, folder: Path
+) -> None:
+    """Fit a system where it is not fitted yet, and keep what it answers to the test requests."""
+    if spec.kind == "policy":
+        fit_policy(settings, protocol, spec, seed, data_dir, sid_dir, folder / "policy")
+    dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
+    recommender = load(spec, seed, dataset, catalog, folder, continues=spec.continues_page and protocol == "loo")
+    examples = dataset.examples("test", max_history=MAX_HISTORY[protocol])
+    plan = Plan(ks=(10,), beams=settings.beams, draws=1)
+    kinds: list[Decoding] = ["constrained", "unconstrained"] if spec.kind == "policy" else ["constrained"]
+    rows = {
+        kind: predict(recommender, examples, name=spec.name, decoding=kind, plan=plan, scorers={}).rows_PK
+        for kind in kinds
+    }
+    np.savez_compressed(
+        folder / "answers.npz", allow_pickle=False, **{k: v.astype(np.int32) for k, v in rows.items()}
+    )
+
+
+def fit_policy(
+    settings: Settings, protocol: str, spec: SystemSpec, seed: int, data_dir: Path, sid_dir: Path, folder: Path
+) -> None:
+    """Run recipes/sft.py, from the newest checkpoint of a run that was cut off."""
+    if (folder / "stage.json").is_file():
+        return
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    resume = ["--resume_from_checkpoint", str(checkpoints[-1])] if checkpoints else []
+    continues = ["--continue_page", "true"] if spec.continues_page and protocol == "loo" else []
+    run_script(
+        "recipes/sft.py", "--config", str(config_file(settings)), "--data_dir", str(data_dir),
+        "--sid_dir", str(sid_dir), "--output_dir", str(folder), "--seed", str(seed),
+        *spec.arguments, *continues, *resume,
+    )  # fmt: skip
+
+
+def load(
+    spec: SystemSpec, seed: int, dataset: Dataset, catalog: Catalog, folder: Path, *, continues: bool
+) -> Recommender:
+    """Return a fitted system, ready to be asked; counters and neural baselines are fitted here."""
+    if spec.kind == "policy":
+        options = BeamOptions(batch_size=128, continue_page=continues)
+        return load_recommender(folder / "policy", catalog=catalog, options=options)
+    if spec.kind == "neural":
+        from benchmarks.baselines import BASELINES
+
+        return BASELINES[spec.name](dataset, catalog, seed=seed)
+    if spec.name == "popularity":
+        return Popularity(dataset.popularity, codes=catalog.codes)
+    return Cooccurrence.fit(dataset.examples("train"), dataset.popularity, codes=catalog.codes)
+
+
+def run_script(script: str, *arguments: str) -> None:
+    """Run one of our scripts in a process of its own; what it prints goes to the terminal.
+
+    Raises:
+        ConfigError: when it fails, with its command.
+    """
+    command: list[Any] = [sys.executable, script, *arguments]
+    if subprocess.run(command, check=False).returncode:
+        raise ConfigError(f"failed: {' '.join(command[1:])}; mend what it says above and start again")
+
+
+def load_answers(cell: Cell) -> Answers | None:
+    """Return what a finished cell kept, None of one that is not done."""
+    if cell.record() is None:
+        return None
+    with np.load(cell.folder / ANSWERS, allow_pickle=False) as arrays:
+        return Answers(arrays["constrained"], arrays.get("unconstrained"))
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,117 @@
+"""From the lists that systems answered with to the numbers of a table.
+
+P   requests        K   ranks        S   seeds
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from genrec_rl import metrics
+from genrec_rl.data.pages import DAY
+from genrec_rl.evaluation.evaluate import PAIR
+from genrec_rl.types import NO_ITEM, Example, Interval
+
+Columns = dict[str, Float[np.ndarray, " P"]]
+ACCURACY = (("Recall", metrics.recall), ("NDCG", metrics.ndcg), ("HR", metrics.hit_rate))
+KS = {"Recall": (5, 10), "NDCG": (5, 10), "HR": (1, 10, 50)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """Rows of catalogue items, best first: constrained, and, of a policy, those of free beams (NO_ITEM: invalid)."""
+
+    constrained_PK: Int[np.ndarray, "P K"]
+    free_PK: Int[np.ndarray, "P K"] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requests:
+    """What was asked, in the form that measuring needs."""
+
+    user_ids: np.ndarray
+    positives: Sequence[np.ndarray]
+    seen: Sequence[np.ndarray]
+    is_same_day: Bool[np.ndarray, " P"]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example]) -> "Requests":
+        """Read them off a split's examples with their whole histories."""
+        return cls(
+            user_ids=np.array([example.context.user_id for example in examples]),
+            positives=[example.positives for example in examples],
+            seen=[example.context.history for example in examples],
+            is_same_day=np.array([follows_same_day(example) for example in examples]),
+        )
+
+
+def follows_same_day(example: Example) -> bool:
+    """Whether the newest history item is of the request's own day (UTC)."""
+    times = example.context.history_times
+    return len(times) > 0 and bool(times[-1] // DAY == example.context.time // DAY)
+
+
+def without_seen(rows_PK: Int[np.ndarray, "P K"], seen: Sequence[np.ndarray]) -> Int[np.ndarray, "P K"]:
+    """Move the items that a user has seen behind all others, and mark them as no answer."""
+    result = np.full_like(rows_PK, NO_ITEM)
+    for p, rows in enumerate(rows_PK):
+        kept = rows[~np.isin(rows, seen[p])]
+        result[p, : len(kept)] = kept
+    return result
+
+
+def measure(answers: Answers, requests: Requests) -> Columns:
+    """Return one number a request for every metric: accuracy, the same without seen items, and HaR of free beams."""
+    columns: Columns = {}
+    lists = {"": answers.constrained_PK, "/unseen": without_seen(answers.constrained_PK, requests.seen)}
+    for suffix, rows_PK in lists.items():
+        for name, metric in ACCURACY:
+            for k in KS[name]:
+                columns[f"{name}@{k}{suffix}"] = metric(rows_PK, requests.positives, k=k)
+    if answers.free_PK is not None:
+        for k in (10, 50):
+            columns[f"HaR@{k}"] = metrics.hallucination_rate(answers.free_PK, k=k)
+    return columns
+
+
+def summarise(columns: Columns, requests: Requests) -> dict[str, float]:
+    """Return means: over all requests, and of accuracy over those whose target shares the day before it or not."""
+    strata = {"/same_day": requests.is_same_day, "/new_day": ~requests.is_same_day}
+    means = {name: float(values.mean()) for name, values in columns.items()}
+    for suffix, is_in in strata.items():
+        if 0 < is_in.sum() < len(is_in):
+            for name in ("Recall@10", "NDCG@10"):
+                means[name + suffix] = float(columns[name][is_in].mean())
+    return means
+
+
+def pair(
+    systems: Mapping[str, Sequence[Columns]],
+    pairs: Sequence[tuple[str, str]],
+    requests: Requests,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict[str, Interval]]:
+    """Return a - b of each pair on the same users, each system the mean of its seeds, strata included.
+
+    The intervals hold the sampling of users, not of training seeds.
+    """
+    strata = {"/same_day": requests.is_same_day, "/new_day": ~requests.is_same_day}
+    found: dict[str, dict[str, Interval]] = {}
+    for a, b in pairs:
+        shared = [name for name in systems[a][0] if name in systems[b][0]]
+        differences = {name: _mean(systems[a], name) - _mean(systems[b], name) for name in shared}
+        key = f"{a}{PAIR}{b}"
+        found[key] = metrics.bootstrap_columns(differences, requests.user_ids, n=draws, seed=seed)
+        for suffix, is_in in strata.items():
+            if 0 < is_in.sum() < len(is_in):
+                part = {f"{name}{suffix}": differences[name][is_in] for name in ("Recall@10", "NDCG@10")}
+                found[key] |= metrics.bootstrap_columns(part, requests.user_ids[is_in], n=draws, seed=seed)
+    return found
+
+
+def _mean(seeds: Sequence[Columns], name: str) -> Float[np.ndarray, " P"]:
+    return np.mean([columns[name] for columns in seeds], axis=0)

@@ -1,0 +1,59 @@
+"""The systems of Table 1, and what makes each: arguments of a recipe, or a baseline."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Kind = Literal["counter", "neural", "policy"]
+
+
+@dataclass(frozen=True, slots=True)
+class SystemSpec:
+    """One row of the table.
+
+    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy. ``published`` is the row of
+    a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5, NDCG@5, Recall@10, NDCG@10), to stand beside.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    arguments: tuple[str, ...] = ()
+    continues_page: bool = False
+    published: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+
+
+TABLE_1 = (
+    SystemSpec("popularity", "counter", "popularity"),
+    SystemSpec("cooccurrence", "counter", "forward co-occurrence, training counts"),
+    SystemSpec("cooccurrence_valid", "counter", "forward co-occurrence, training and validation counts"),
+    SystemSpec("cooccurrence_symmetric", "counter", "symmetric co-occurrence, training counts"),
+    SystemSpec("sasrec_bce", "neural", "SASRec, binary cross-entropy",
+               published={"TIGER paper": (.0387, .0249, .0605, .0318), "cornac": (.0508, .0348, .0740, .0423)}),
+    SystemSpec("sasrec_ce", "neural", "SASRec, full cross-entropy"),
+    SystemSpec("bert4rec", "neural", "BERT4Rec", published={"TIGER paper": (.0203, .0124, .0347, .0170)}),
+    SystemSpec("hstu", "neural", "HSTU"),
+    SystemSpec("tiger", "neural", "TIGER",
+               published={"paper": (.0454, .0321, .0648, .0384), "phonism/genrec": (.0465, .0297, .0721, .0378)}),
+    SystemSpec("lc_rec", "policy", "LC-Rec as the paper builds it: vanilla NTP, no merger",
+               ("--target", "item", "--merge", "false"),
+               published={"phonism/genrec, 1.7B": (.0525, .0352, .0791, .0438)}),
+    SystemSpec("genrec_item", "policy", "vanilla NTP, merged", ("--target", "item")),
+    SystemSpec("genrec_running", "policy", "running target, merged", ("--target", "running")),
+    SystemSpec("genrec_no_merger", "policy", "page-wise, no merger",
+               ("--target", "page", "--merge", "false"), continues_page=True),
+    SystemSpec("genrec", "policy", "page-wise, merged", ("--target", "page"), continues_page=True),
+    SystemSpec("genrec_mixed", "policy", "page-wise and running, merged",
+               ("--target", "page+running"), continues_page=True),
+)  # fmt: skip
+
+PAIRS = (
+    ("genrec", "genrec_item"),
+    ("genrec", "genrec_running"),
+    ("genrec_mixed", "genrec_running"),
+    ("genrec", "genrec_no_merger"),
+    ("genrec", "lc_rec"),
+    ("genrec_running", "genrec_item"),
+    ("genrec", "cooccurrence"),
+    ("genrec", "sasrec_ce"),
+    ("genrec", "tiger"),
+)
