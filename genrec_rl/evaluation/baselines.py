@@ -13,26 +13,52 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.evaluate import System
+from genrec_rl.evaluation.evaluate import Recommender, System
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Context, Example, Rollouts
 
 POPULARITY, COOCCURRENCE = "popularity", "cooccurrence"
+SYMMETRIC, WITH_VALID = "_symmetric", "_with_valid"
+COUNTED = (POPULARITY, *(COOCCURRENCE + form + pages for form in ("", SYMMETRIC) for pages in ("", WITH_VALID)))
+"""Names of ``counted_system``."""
 _TIE_BREAK = 1e-6
 
 
 def baseline_systems(dataset: Dataset, catalog: Catalog) -> list[System]:
     """Return popularity and co-occurrence of the training pages, ready to stand beside policies."""
+    return [counted_system(name, dataset, catalog) for name in (POPULARITY, COOCCURRENCE)]
 
-    def popularity() -> Popularity:
-        return Popularity(dataset.popularity, codes=catalog.codes)
 
-    def cooccurrence() -> Cooccurrence:
-        return Cooccurrence.fit(dataset.examples("train"), dataset.popularity, codes=catalog.codes)
+def counted_system(name: str, dataset: Dataset, catalog: Catalog) -> System:
+    """Return one of ``COUNTED``.
 
-    return [System(POPULARITY, popularity, ("constrained",)), System(COOCCURRENCE, cooccurrence, ("constrained",))]
+    ``..._symmetric`` counts both directions with a decay of .7, and divides by popularity^.3;
+    ``..._with_valid`` counts on validation pages too: fair on the test split alone, where their items are history.
+
+    Raises:
+        ConfigError: for another name.
+    """
+    if name not in COUNTED:
+        raise ConfigError(f"counted system '{name}' is none of {', '.join(COUNTED)}{nearest(name, COUNTED)}")
+
+    def load() -> Recommender:
+        if name == POPULARITY:
+            return Popularity(dataset.popularity, codes=catalog.codes)
+        pages, popularity = dataset.examples("train"), dataset.popularity
+        if name.endswith(WITH_VALID):
+            valid = dataset.examples("valid")
+            pages = [*pages, *valid]
+            popularity = popularity + np.bincount(
+                np.concatenate([page.positives for page in valid]), minlength=dataset.n_items
+            )
+        if SYMMETRIC in name:
+            return Cooccurrence.fit(pages, popularity, codes=catalog.codes, decay=0.7, symmetric=True, damping=0.3)
+        return Cooccurrence.fit(pages, popularity, codes=catalog.codes)
+
+    return System(name, load, ("constrained",))
 
 
 class Popularity:
@@ -52,12 +78,12 @@ class Cooccurrence:
 
     Every clicked or ordered item of a training page adds decay^g to the pair (item g + 1 steps before it, item),
     for the ``n_last`` items before it: those of its page, in target order, and before them the history. A user's
-    candidates add these counts up with the same weights. Forward only: what came before an item says nothing
-    here. Ties, and users without history, fall back on popularity.
+    candidates add these counts up with the same weights. Forward only, unless ``fit`` is told otherwise: what came
+    before an item says nothing here. Ties, and users without history, fall back on popularity.
 
     Args:
         pairs: items that came before, and items that followed, sorted and distinct.
-        counts: weight of each pair.
+        counts: weight of each pair, damped.
         popularity: positives of each item in training pages.
         codes: SID of each item.
         n_last: items that count.
@@ -89,8 +115,20 @@ class Cooccurrence:
         codes: Int[np.ndarray, "N L"],
         n_last: int = 5,
         decay: float = 0.5,
+        symmetric: bool = False,
+        damping: float = 0.0,
     ) -> Self:
-        """Count what followed what in training pages; 12,000 items and 80,000 pages take seconds."""
+        """Count what followed what in pages; 12,000 items and 80,000 pages take seconds.
+
+        Args:
+            pages: training pages; further pages whose items are known when recommending may be added.
+            popularity: positives of each item on these pages.
+            codes: SID of each item.
+            n_last: items that count, before an item and of a user.
+            decay: weight of a step.
+            symmetric: count each pair in both directions.
+            damping: power of an item's popularity that its counts are divided by.
+        """
         before, after, weights = [], [], []
         for page in pages:
             known = page.context.history[-n_last:]
@@ -100,9 +138,12 @@ class Cooccurrence:
                 before.append(items[first - step : len(items) - step])
                 after.append(items[first:])
                 weights.append(np.full(len(items) - first, decay ** (step - 1)))
+        if symmetric:
+            before, after, weights = [*before, *after], [*after, *before], [*weights, *weights]
         keys, pair_of = np.unique(np.concatenate(before) * len(codes) + np.concatenate(after), return_inverse=True)
         counts = np.bincount(pair_of, weights=np.concatenate(weights))
         pairs = np.stack(np.divmod(keys, len(codes)))
+        counts = counts / np.maximum(popularity, 1)[pairs[1]] ** damping
         return cls(pairs, counts, popularity, codes=codes, n_last=n_last, decay=decay)
 
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool = True) -> Rollouts:  # noqa: ARG002

@@ -1,12 +1,13 @@
 """Popularity and co-occurrence on counts that can be added up by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.baselines import Cooccurrence, Popularity
+from genrec_rl.evaluation.baselines import Cooccurrence, Popularity, counted_system
 from genrec_rl.types import Action, Context, Example
 
 CODES = np.arange(10).reshape(5, 2)
@@ -91,6 +92,61 @@ def test_exposed_items_do_not_count():
 def test_new_user_gets_popularity():
     fitted = Cooccurrence.fit([page([0], [3]), page([], [4])], COUNTS, codes=CODES)
     assert rows(fitted, context()) == [[1, 2, 4, 0, 3]]
+
+
+def test_symmetric_counts_go_back_too():
+    fitted = Cooccurrence.fit([page([0], [3])], COUNTS, codes=CODES, symmetric=True)
+    assert rows(fitted, context(3), k=1) == [[0]]
+    assert rows(fitted, context(0), k=1) == [[3]]
+
+
+def test_symmetric_counts_of_both_directions_add_up():
+    # after 0 came 3 twice, before 0 came 4 once: together 3 counts 2 and 4 counts 1
+    pages = [page([0], [3]), page([0], [3]), page([4], [0])]
+    fitted = Cooccurrence.fit(pages, COUNTS, codes=CODES, symmetric=True)
+    share = fitted.recommend([context(0)], k=2)
+    assert share.rows_PG.tolist() == [[3, 4]]
+    assert share.log_probs_PG.exp()[0].tolist() == pytest.approx([2 / 3, 1 / 3], abs=1e-4)
+
+
+def test_counts_are_divided_by_the_followers_damped_popularity():
+    # 1 (popularity 4) followed 0 three times, 4 (popularity 2) twice: 3 / 4 against 2 / 2
+    pages = [page([0], [1])] * 3 + [page([0], [4])] * 2
+    assert rows(Cooccurrence.fit(pages, COUNTS, codes=CODES), context(0), k=2) == [[1, 4]]
+    damped = Cooccurrence.fit(pages, COUNTS, codes=CODES, damping=1.0).recommend([context(0)], k=2)
+    assert damped.rows_PG.tolist() == [[4, 1]]
+    assert damped.log_probs_PG.exp()[0].tolist() == pytest.approx([1 / 1.75, 0.75 / 1.75], abs=1e-4)
+
+
+def test_damping_leaves_an_item_without_popularity_as_it_is():
+    fitted = Cooccurrence.fit([page([0], [3])], COUNTS, codes=CODES, damping=1.0)
+    assert rows(fitted, context(0), k=1) == [[3]]
+
+
+def test_validation_items_count_only_where_asked():
+    toy = SimpleNamespace(
+        examples=lambda split: {"train": [page([0], [1])], "valid": [page([2], [3])]}[split],
+        popularity=COUNTS,
+        n_items=5,
+    )
+    catalog = SimpleNamespace(codes=CODES)
+    without, with_valid = (
+        counted_system(name, toy, catalog).load() for name in ("cooccurrence", "cooccurrence_with_valid")
+    )
+    assert rows(without, context(2), k=1) == [[1]]
+    assert rows(with_valid, context(2), k=1) == [[3]]
+    assert rows(with_valid, context(0), k=1) == [[1]]
+
+
+def test_symmetric_system_counts_both_ways():
+    toy = SimpleNamespace(examples=lambda split: [page([0], [3])], popularity=COUNTS, n_items=5)
+    system = counted_system("cooccurrence_symmetric", toy, SimpleNamespace(codes=CODES))
+    assert rows(system.load(), context(3), k=1) == [[0]]
+
+
+def test_unknown_counted_system_offers_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'cooccurrence'"):
+        counted_system("cooccurence", None, None)
 
 
 def test_more_candidates_than_items_names_both():
