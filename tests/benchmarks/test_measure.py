@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+
+from benchmarks.tables.measure import Answers, Requests, follows_same_day, measure, pair, summarise, without_seen
+from genrec_rl.data.pages import DAY
+from genrec_rl.types import NO_ITEM
+from tests.fixtures import make_context, make_example
+
+REQUESTS = Requests(
+    user_ids=np.array(["a", "b"]),
+    positives=[np.array([3]), np.array([5])],
+    seen=[np.array([1]), np.array([9, 8])],
+    is_same_day=np.array([True, False]),
+)
+ROWS = np.array([[1, 3, *range(10, 58)], [5, 8, *range(10, 58)]])
+
+
+def test_seen_items_give_their_ranks_to_those_behind():
+    assert without_seen(np.array([[1, 3, 2], [9, 8, 5]]), REQUESTS.seen).tolist() == [
+        [3, 2, NO_ITEM],
+        [5, NO_ITEM, NO_ITEM],
+    ]
+
+
+def test_metrics_by_hand():
+    found = measure(Answers(ROWS), REQUESTS)
+    assert found["HR@1"].tolist() == [0, 1]
+    assert found["Recall@5"].tolist() == [1, 1]
+    assert found["NDCG@10"].tolist() == pytest.approx([1 / np.log2(3), 1])
+    assert found["HR@1/unseen"].tolist() == [1, 1]
+    assert "HaR@10" not in found
+
+
+def test_hallucination_is_that_of_free_beams():
+    free = np.where(np.arange(50) % 5 == 0, NO_ITEM, ROWS)
+    assert measure(Answers(ROWS, free), REQUESTS)["HaR@10"].tolist() == [0.2, 0.2]
+
+
+def test_strata_hold_their_own_requests():
+    means = summarise(measure(Answers(ROWS), REQUESTS), REQUESTS)
+    assert means["NDCG@10/same_day"] == pytest.approx(1 / np.log2(3))
+    assert means["NDCG@10/new_day"] == 1
+    assert means["NDCG@10"] == pytest.approx((1 / np.log2(3) + 1) / 2)
+
+
+def test_pairs_compare_the_mean_of_the_seeds_user_by_user():
+    seeds = [measure(Answers(ROWS), REQUESTS), measure(Answers(ROWS[:, ::-1]), REQUESTS)]
+    found = pair({"a": seeds, "b": seeds[1:]}, [("a", "b")], REQUESTS, draws=50)["a-b"]
+    assert found["Recall@10"].mean == 0.5  # seeds of a find 1 and 0, b finds 0
+    assert (found["Recall@10"].low, found["Recall@10"].high) == (0.5, 0.5)
+    assert found["NDCG@10/new_day"].mean == 0.5
+
+
+@pytest.mark.parametrize(("seconds", "same"), [(0, True), (-1, False), (DAY - 1, True), (DAY, False)])
+def test_day_is_the_calendars(seconds, same):
+    example = make_example([1], [2])
+    times = np.array([5 * DAY])
+    context = make_context([1])
+    object.__setattr__(context, "history_times", times)
+    object.__setattr__(context, "time", 5 * DAY + seconds)
+    object.__setattr__(example, "context", context)
+    assert follows_same_day(example) == same

@@ -1,0 +1,52 @@
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.report import cell, merge, number, write_table
+from benchmarks.tables.systems import TABLE_1
+
+REQUESTS = Requests(
+    user_ids=np.array(["a", "b"]),
+    positives=[np.array([3]), np.array([5])],
+    seen=[np.array([], int)] * 2,
+    is_same_day=np.array([True, False]),
+)
+HIT = np.array([[3, *range(10, 59)], [5, *range(10, 59)]])
+MISS = np.array([list(range(10, 60))] * 2)
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0668, ".0668"), (1.0, "1.0000"), (-0.05, "-.0500"), (0.0, ".0000")])
+def test_numbers_have_four_places_and_no_leading_zero(value, text):
+    assert number(value) == text
+
+
+def test_cell_is_mean_and_spread_of_the_seeds():
+    assert cell([0.01, 0.03]) == ".0200 ± .0141"
+    assert cell([0.01]) == ".0100"
+    assert cell(None) == ""
+
+
+def test_other_protocols_stay_when_one_is_written_again():
+    kept = {"genrec": {"HR@1": [0.1], "pages:HR@1": [0.2]}}
+    merge(kept, {"genrec": {"HR@10": [0.3]}}, "")
+    assert kept == {"genrec": {"pages:HR@1": [0.2], "HR@10": [0.3]}}
+    merge(kept, {"genrec": {"HR@10": [0.4]}}, "pages:")
+    assert kept == {"genrec": {"HR@10": [0.3], "pages:HR@10": [0.4]}}
+
+
+def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
+    file = tmp_path / "table1_beauty.json"
+    answers = {"genrec": {0: Answers(HIT, HIT), 1: Answers(MISS, MISS)}, "tiger": {0: Answers(MISS)}}
+    for protocol in ("loo", "pages"):
+        write_table(answers, REQUESTS, specs=TABLE_1, protocol=protocol, file=file)
+    result = json.loads(file.read_text())
+    assert result["systems"]["genrec"]["Recall@10"] == [1, 0]
+    assert result["systems"]["genrec"]["pages:HR@10"] == [1, 0]
+    assert result["paired"]["genrec-tiger"]["Recall@10"] == {"diff": 0.5, "lo": 0.5, "hi": 0.5}
+    assert result["seeds"] == [0, 1]
+    text = file.with_suffix(".md").read_text()
+    assert "| *paper* | | .0454 | .0321 | .0648 | .0384 |" in text
+    assert "- genrec - tiger: Recall@10 +0.5000 [+0.5000, +0.5000]" in text
+    assert (tmp_path / "table1_beauty_loo.png").stat().st_size > 5000
