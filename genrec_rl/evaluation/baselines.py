@@ -47,16 +47,12 @@ def counted_system(name: str, dataset: Dataset, catalog: Catalog) -> System:
     def load() -> Recommender:
         if name == POPULARITY:
             return Popularity(dataset.popularity, codes=catalog.codes)
-        pages, popularity = dataset.examples("train"), dataset.popularity
-        if name.endswith(WITH_VALID):
-            valid = dataset.examples("valid")
-            pages = [*pages, *valid]
-            popularity = popularity + np.bincount(
-                np.concatenate([page.positives for page in valid]), minlength=dataset.n_items
-            )
-        if SYMMETRIC in name:
-            return Cooccurrence.fit(pages, popularity, codes=catalog.codes, decay=0.7, symmetric=True, damping=0.3)
-        return Cooccurrence.fit(pages, popularity, codes=catalog.codes)
+        pages = [*dataset.examples("train"), *(dataset.examples("valid") if name.endswith(WITH_VALID) else ())]
+        if SYMMETRIC not in name:
+            return Cooccurrence.fit(pages, dataset.popularity, codes=catalog.codes)
+        return Cooccurrence.fit(
+            pages, dataset.popularity, codes=catalog.codes, decay=0.7, symmetric=True, damping=0.3
+        )
 
     return System(name, load, ("constrained",))
 
@@ -122,7 +118,7 @@ class Cooccurrence:
 
         Args:
             pages: training pages; further pages whose items are known when recommending may be added.
-            popularity: positives of each item on these pages.
+            popularity: positives of each item in training pages.
             codes: SID of each item.
             n_last: items that count, before an item and of a user.
             decay: weight of a step.
