@@ -1,7 +1,7 @@
-"""The paper's Table 1 on public data, against honest bars (Table 2: see --table 2).
+"""The paper's Tables 1 (systems) and 2 (sizes of the policy) on public data, against honest bars.
 
     python benchmarks/paper_tables.py --data beauty --table 1 --input ../shared/data
-    python benchmarks/paper_tables.py --data movielens --table 1 --seeds 0
+    python benchmarks/paper_tables.py --data movielens --table 2 --seeds 0
 
 Reads   Amazon Beauty (the folder that holds amazon_beauty_2014, and letter_beauty for LETTER's SIDs) or MovieLens.
 Writes  runs/tables/<data>/: data, catalogues, every policy and every system's answers, a folder each, done once;
@@ -24,10 +24,11 @@ from benchmarks.harness import parse
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Answers, Requests
 from benchmarks.tables.report import write_table
-from benchmarks.tables.systems import TABLE_1, SystemSpec
+from benchmarks.tables.scaling import draw_curves, read_curve
+from benchmarks.tables.systems import TABLES, SystemSpec
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.baselines import Cooccurrence, Popularity
+from genrec_rl.evaluation.baselines import counted_system
 from genrec_rl.evaluation.evaluate import Decoding, Plan, Recommender, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
@@ -47,7 +48,7 @@ class Settings:
     """Which table, and how much of it."""
 
     data: Literal["beauty", "movielens"] = field(default="beauty", metadata={"help": "beauty | movielens"})
-    table: Literal[1] = field(default=1, metadata={"help": "table of the paper"})
+    table: int = field(default=1, metadata={"help": "table of the paper: 1, systems; 2, sizes", "choices": [1, 2]})
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and its SIDs"})
     sids: Literal["letter", "ours"] = field(
         default="letter", metadata={"help": "LETTER's published ones, or our own"}
@@ -82,6 +83,10 @@ def report(settings: Settings, protocol: str, parts: "ProtocolCells", specs: Seq
     file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
     requests = Requests.of(load_dataset(parts.data.folder).examples("test", max_history=None))
     write_table(answers, requests, specs=specs, protocol=protocol, file=file)
+    if settings.table == 2:
+        folders = {name: [parts.answers[name, seed].folder / "policy" for seed in answers[name]] for name in answers}
+        curves = {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
+        draw_curves(curves, file.with_name(f"{file.stem}_{protocol}_curves.png"))
     console.print(f"{protocol}: {len(answers)} systems in {file} and {file.with_suffix('.md')}")
 
 
@@ -99,12 +104,12 @@ class ProtocolCells:
 
 
 def choose_systems(settings: Settings) -> list[SystemSpec]:
-    known = {spec.name: spec for spec in TABLE_1}
+    known = {spec.name: spec for spec in TABLES[settings.table]}
     unknown = [name for name in settings.systems if name not in known]
     unknown += [name for name in settings.protocols if name not in PROTOCOLS]
     if unknown:
         raise ConfigError(f"no '{unknown[0]}' among {', '.join([*known, *PROTOCOLS])}")
-    return [known[name] for name in settings.systems] if settings.systems else list(TABLE_1)
+    return [known[name] for name in settings.systems] if settings.systems else list(known.values())
 
 
 def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec]) -> ProtocolCells:
@@ -191,9 +196,7 @@ def load(
         from benchmarks.baselines import BASELINES
 
         return BASELINES[spec.name](dataset, catalog, seed=seed)
-    if spec.name == "popularity":
-        return Popularity(dataset.popularity, codes=catalog.codes)
-    return Cooccurrence.fit(dataset.examples("train"), dataset.popularity, codes=catalog.codes)
+    return counted_system(spec.name, dataset, catalog).load()
 
 
 def run_script(script: str, *arguments: str) -> None:

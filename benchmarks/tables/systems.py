@@ -1,4 +1,4 @@
-"""The systems of Table 1, and what makes each: arguments of a recipe, or a baseline."""
+"""The systems of Tables 1 and 2, and what makes each: arguments of a recipe, or a baseline."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,7 +25,7 @@ class SystemSpec:
 TABLE_1 = (
     SystemSpec("popularity", "counter", "popularity"),
     SystemSpec("cooccurrence", "counter", "forward co-occurrence, training counts"),
-    SystemSpec("cooccurrence_valid", "counter", "forward co-occurrence, training and validation counts"),
+    SystemSpec("cooccurrence_with_valid", "counter", "forward co-occurrence, training and validation counts"),
     SystemSpec("cooccurrence_symmetric", "counter", "symmetric co-occurrence, training counts"),
     SystemSpec("sasrec_bce", "neural", "SASRec, binary cross-entropy",
                published={"TIGER paper": (.0387, .0249, .0605, .0318), "cornac": (.0508, .0348, .0740, .0423)}),
@@ -46,6 +46,17 @@ TABLE_1 = (
                ("--target", "page+running"), continues_page=True),
 )  # fmt: skip
 
+
+def sized(width: int, layers: int) -> SystemSpec:
+    """Return the page-wise policy of a size, its MLP three times as wide."""
+    size = ("--hidden_size", str(width), "--num_layers", str(layers), "--intermediate_size", str(3 * width))
+    title = f"page-wise, merged, {layers} layers of {width}"
+    return SystemSpec(f"genrec_{width}x{layers}", "policy", title, ("--target", "page", *size), continues_page=True)
+
+
+TABLE_2 = (sized(32, 1), sized(64, 2), sized(128, 3), sized(256, 4))
+TABLES = {1: TABLE_1, 2: TABLE_2}
+
 PAIRS = (
     ("genrec", "genrec_item"),
     ("genrec", "genrec_running"),
@@ -56,4 +67,7 @@ PAIRS = (
     ("genrec", "cooccurrence"),
     ("genrec", "sasrec_ce"),
     ("genrec", "tiger"),
+    ("genrec_64x2", "genrec_32x1"),
+    ("genrec_128x3", "genrec_64x2"),
+    ("genrec_256x4", "genrec_128x3"),
 )

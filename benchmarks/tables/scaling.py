@@ -1,0 +1,105 @@
+"""How the loss falls with size and training: the curves of Figure 2b, and a power law through their ends."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib import pyplot as plt
+from safetensors import safe_open
+from scipy.optimize import curve_fit
+
+from genrec_rl.errors import DataError
+
+mpl.use("Agg")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Validation loss of one policy (nats a token, each positive after the history before its page), by epoch."""
+
+    n_parameters: int
+    epochs: list[float]
+    losses: list[float]
+
+    @property
+    def best(self) -> float:
+        """The lowest loss."""
+        return min(self.losses)
+
+
+@dataclass(frozen=True, slots=True)
+class PowerLaw:
+    """loss = floor + scale * (parameters / 10^6)^-exponent."""
+
+    floor: float
+    scale: float
+    exponent: float
+
+    def __call__(self, n_parameters: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Return the loss at these sizes."""
+        return self.floor + self.scale * (np.asarray(n_parameters) / 1e6) ** -self.exponent
+
+
+def read_curve(policy_dir: Path) -> Curve:
+    """Read a policy's size and validation losses off what recipes/sft.py left.
+
+    Raises:
+        DataError: when it was never evaluated.
+    """
+    rows = [json.loads(line) for line in (policy_dir / "metrics.jsonl").read_text().splitlines()]
+    epoch, points = 0.0, {}
+    for row in rows:
+        epoch = row.get("train/epoch", epoch)
+        if "eval/loss" in row:
+            points[row.get("eval/epoch", epoch)] = row["eval/loss"]
+    if not points:
+        raise DataError(f"{policy_dir / 'metrics.jsonl'} holds no eval/loss; train with an eval_strategy")
+    with safe_open(policy_dir / "model.safetensors", "np") as weights:
+        sizes = [np.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
+    return Curve(int(sum(sizes)), sorted(points), [points[at] for at in sorted(points)])
+
+
+def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n"]:
+    return PowerLaw(*law)(sizes)
+
+
+def fit_power_law(curves: Sequence[Curve]) -> PowerLaw | None:
+    """Fit the lowest losses; None with fewer than four sizes, or where no law of this form fits."""
+    sizes = np.array([curve.n_parameters for curve in curves])
+    losses = np.array([curve.best for curve in curves])
+    if len(np.unique(sizes)) < 4:
+        return None
+    start = (losses.min() * 0.9, np.ptp(losses) + 1e-3, 0.5)
+    try:
+        found, _ = curve_fit(
+            lambda n, *p: PowerLaw(*p)(n), sizes, losses, p0=start, bounds=(0, np.inf), maxfev=20_000
+        )
+    except RuntimeError:
+        return None
+    return PowerLaw(*map(float, found))
+
+
+def draw_curves(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
+    """Draw losses over epochs, a line a size (the first seed's), and their lowest over parameters with the law."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    shades = plt.colormaps["viridis"](np.linspace(0.05, 0.85, len(curves)))
+    for color, (name, seeds) in zip(shades, curves.items(), strict=True):
+        left.plot(seeds[0].epochs, seeds[0].losses, marker="o", markersize=3, color=color, label=name)
+        for curve in seeds:
+            right.plot(curve.n_parameters, curve.best, "o", color=color)
+    law = fit_power_law([curve for seeds in curves.values() for curve in seeds])
+    if law is not None:
+        sizes = np.geomspace(*right.get_xlim(), 50) if right.get_xlim()[0] > 0 else np.array([])
+        right.plot(sizes, law(sizes), color="#999999", linewidth=1)
+        right.set_title(f"{law.floor:.3f} + {law.scale:.3f} (N / 1M)^-{law.exponent:.2f}", fontsize=9)
+    left.set(xlabel="epoch", ylabel="validation loss (nats a token)")
+    left.legend(frameon=False, fontsize=8)
+    right.set(xlabel="parameters", xscale="log")
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
