@@ -120,7 +120,7 @@ def fit(
             for loss in model.losses(rng):
                 optimizer.zero_grad()
                 loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient)
+                nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient, error_if_nonfinite=True)
                 optimizer.step()
                 scheduler.step()
                 total += loss.item()
@@ -133,8 +133,9 @@ def fit(
                     best, best_weights, since_best = ndcg, copy.deepcopy(model.state_dict()), 0
                 progress.update(task, description=f"{type(model).__name__} NDCG@10 {ndcg:.4f} best {best:.4f}")
             if on_epoch is not None:
+                is_best = ndcg is not None and since_best == 0
                 seconds = time.perf_counter() - begun
-                on_epoch(EpochRecord(epoch, total / model.n_batches, seconds, recall, ndcg, since_best == 0))
+                on_epoch(EpochRecord(epoch, total / model.n_batches, seconds, recall, ndcg, is_best))
             if since_best >= settings.patience:
                 break
     model.load_state_dict(best_weights)

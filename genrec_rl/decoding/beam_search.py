@@ -9,7 +9,7 @@ under the full softmax, the numbers that teacher forcing gives, unless normalise
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +22,7 @@ from genrec_rl.models.trunk import Branches, Trunk, read_trunk
 from genrec_rl.sids.trie import BestChildren, Rank, SidTrie, largest
 from genrec_rl.sids.vocab import SidVocab
 
-Normalisation = Literal["vocabulary", "level"]
+Normalisation = Literal["vocabulary", "level", "children"]
 LOGITS_AT_ONCE = 1 << 24
 """Logits held while log-probabilities are taken (64 MiB)."""
 
@@ -35,7 +35,9 @@ class BeamPlan:
         widths: beams kept at each level; the last is the number of answers. Narrower early levels are cheaper
             and may miss answers (GR4AD's dynamic beams).
         normalisation: ``vocabulary``, the softmax that the policy was trained with; or ``level``, over the codes of
-            the level alone, which spares a large vocabulary's rows. Under ``level`` no answer is malformed.
+            the level alone, which spares a large vocabulary's rows; or ``children``, over the codes that go on to
+            an item, so that what a policy gives to codes that do not exist costs an item nothing. Under ``level``
+            and ``children`` no answer is malformed. Without a trie ``children`` is ``level``.
     """
 
     widths: tuple[int, ...]
@@ -44,8 +46,9 @@ class BeamPlan:
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise ConfigError(f"beam widths {list(self.widths)}: each level needs at least 1")
-        if self.normalisation not in ("vocabulary", "level"):
-            raise ConfigError(f"normalisation '{self.normalisation}' is not one of vocabulary, level")
+        if self.normalisation not in get_args(Normalisation):
+            known = ", ".join(get_args(Normalisation))
+            raise ConfigError(f"normalisation '{self.normalisation}' is not one of {known}")
 
 
 class Beams(NamedTuple):
@@ -102,6 +105,8 @@ def search_from(
     beams = _Growing(model, trunk, vocab, plan, is_constrained=trie is not None)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
+        if trie is not None and plan.normalisation == "children":
+            log_probs_BWK = over_children(trie, level, beams.nodes, log_probs_BWK)
         rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
         if trie is None:
             best = best_tokens(beams.scores, log_probs_BWK, width=width, rank=rank)
@@ -125,12 +130,26 @@ def best_tokens(
     return BestChildren(ranks, found.gather(1, at), parents=at // n_tokens, codes=at % n_tokens, nodes=at)
 
 
+def over_children(
+    trie: SidTrie, level: int, nodes_BW: Int[Tensor, "B W"], log_probs_BWK: Float[Tensor, "B W K"]
+) -> Float[Tensor, "B W K"]:
+    """Return log-probabilities (over a level's codes) of which each beam's real children sum to 1."""
+    codes_BM, _, parents_BM, is_child_BM = trie.children(level, nodes_BW)
+    of_children = log_probs_BWK.flatten(1).gather(1, parents_BM * log_probs_BWK.shape[2] + codes_BM)
+    of_children = of_children.masked_fill(~is_child_BM, -torch.inf)
+    largest_BW = torch.full_like(nodes_BW, -torch.inf, dtype=log_probs_BWK.dtype)
+    largest_BW = largest_BW.scatter_reduce(1, parents_BM, of_children, "amax").nan_to_num(neginf=0)
+    shares = (of_children - largest_BW.gather(1, parents_BM)).exp()
+    total_BW = torch.zeros_like(largest_BW).scatter_add(1, parents_BM, shares)
+    return log_probs_BWK - (largest_BW + total_BW.clamp(min=torch.finfo(total_BW.dtype).tiny).log()).unsqueeze(2)
+
+
 class _Growing:
     """The growing beams of B prompts."""
 
     def __init__(self, model: Any, trunk: Trunk, vocab: SidVocab, plan: BeamPlan, *, is_constrained: bool) -> None:
         self.model, self.trunk, self.vocab, self.is_constrained = model, trunk, vocab, is_constrained
-        self.by_level = plan.normalisation == "level"
+        self.by_level = plan.normalisation != "vocabulary"
         n_rows = len(trunk.logits_BV)
         device = trunk.logits_BV.device
         self.tokens = torch.empty(n_rows, 1, 0, dtype=torch.long, device=device)

@@ -73,9 +73,10 @@ class BeamOptions:
     def describe(self, beams: int) -> str:
         """Return the choices in words, for the protocol."""
         widths = self.beam_widths or (beams,)
-        over = "the whole vocabulary" if self.normalisation == "vocabulary" else "a level's codes"
+        beams_by_level = ", ".join(map(str, widths))
+        over = {"vocabulary": "the whole vocabulary", "level": "a level's codes", "children": "codes of real items"}
         page = "; the request's own day begins the answer" if self.continue_page else ""
-        return f"beam widths {', '.join(map(str, widths))}; probabilities over {over}; {self.dtype}{page}"
+        return f"beam widths {beams_by_level}; probabilities over {over[self.normalisation]}; {self.dtype}{page}"
 
 
 def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamOptions) -> list[System]:

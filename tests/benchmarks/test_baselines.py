@@ -352,6 +352,20 @@ def test_best_weights_come_back_and_patience_ends_training(ring):
     assert len(records) == 30 or [r.is_best for r in records[-2:]] == [False, False]
 
 
+def test_epochs_between_validations_have_no_metrics(ring):
+    records = []
+    settings = small("sasrec_ce", epochs=3, evaluate_every=2)
+    BASELINES["sasrec_ce"](ring, make_catalog(), settings=settings, seed=0, on_epoch=records.append)
+    assert [record.ndcg is None for record in records] == [True, False, False]
+    assert [record.is_best for record in records[:2]] == [False, True]
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(ring):
+    settings = small("sasrec_ce", learning_rate=math.inf)
+    with pytest.raises(RuntimeError, match="non-finite"):
+        BASELINES["sasrec_ce"](ring, make_catalog(), settings=settings, seed=0)
+
+
 def test_settings_of_zero_name_the_limit():
     with pytest.raises(ConfigError, match="patience 0 must be at least 1"):
         FitSettings(patience=0)

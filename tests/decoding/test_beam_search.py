@@ -129,6 +129,29 @@ def test_dead_places_are_marked_and_last(policy, catalog):
     assert (alive.int().diff(dim=1) <= 0).all()
 
 
+def test_probabilities_over_real_children_sum_to_one_over_the_catalogue(policy, catalog):
+    _, ids, is_prompt = prompts_of(policy)
+    how = {"normalisation": "children"}
+    found = search(policy, ids, is_prompt, catalog.trie.n_sids, trie=catalog.trie, how=how)
+    assert torch.allclose(found.log_probs_BW.exp().sum(1), torch.ones(len(ids)), atol=1e-5)
+
+
+def test_siblings_keep_their_ratio_over_real_children(policy, catalog):
+    _, ids, is_prompt = prompts_of(policy)
+    by_level, by_children = (
+        search(policy, ids, is_prompt, catalog.trie.n_sids, trie=catalog.trie, how={"normalisation": kind})
+        for kind in ("level", "children")
+    )
+    for row in range(len(ids)):
+        level, children = (
+            {tuple(sid): p for sid, p in zip(b.tokens_BWL[row].tolist(), b.log_probs_BW[row].tolist(), strict=True)}
+            for b in (by_level, by_children)
+        )
+        for a, b in itertools.combinations(level, 2):
+            if a[:2] == b[:2]:
+                assert children[a] - children[b] == pytest.approx(level[a] - level[b], abs=1e-4)
+
+
 def test_level_normalisation_sums_to_one_over_the_levels_codes(policy):
     catalog = make_catalog(np.array([[a, b] for a in range(4) for b in range(4)]), (4, 4))
     policy = make_policy(catalog)
@@ -188,7 +211,7 @@ def test_plan_of_another_depth_is_refused(policy):
 
 
 @pytest.mark.parametrize(("widths", "how", "message"), [
-    ((0, 4, 4), {}, "at least 1"), ((), {}, "at least 1"), ((4,), {"normalisation": "row"}, "vocabulary, level"),
+    ((0, 4, 4), {}, "at least 1"), ((), {}, "at least 1"), ((4,), {"normalisation": "row"}, "level, children"),
 ])  # fmt: skip
 def test_impossible_plans_are_refused(widths, how, message):
     with pytest.raises(ConfigError, match=message):
