@@ -42,7 +42,7 @@ class HstuSettings(FitSettings):
             raise ConfigError(f"dim {self.dim} must be a multiple of {self.heads} heads; change one of them")
 
 
-DEFAULTS = HstuSettings(epochs=20, patience=3, bf16=True)
+DEFAULTS = HstuSettings(epochs=16, patience=3, schedule="cosine", bf16=True)
 
 
 class HstuLayer(nn.Module):

@@ -40,8 +40,8 @@ class SasRecSettings(FitSettings):
             raise ConfigError(f"loss '{self.loss}' is neither bce nor ce")
 
 
-CE = SasRecSettings(loss="ce", epochs=20, patience=3, bf16=True)
-BCE = SasRecSettings(loss="bce", epochs=200, evaluate_every=5, patience=4, dim=64)
+CE = SasRecSettings(loss="ce", epochs=10, patience=3, schedule="cosine", bf16=True)
+BCE = SasRecSettings(loss="bce", epochs=100, evaluate_every=5, patience=3, dim=64)
 
 
 class SasRec(NextItemModel):
