@@ -42,6 +42,10 @@ class Settings:
     packing_pages: Literal["user_tree", "none"] = field(
         default="user_tree", metadata={"help": "user_tree: a user's history once; none: one row a page"}
     )
+    softmax: Literal["vocabulary", "children"] = field(
+        default="vocabulary",
+        metadata={"help": "over all tokens, or over codes of real items (faster; then HaR means nothing)"},
+    )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
     lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
@@ -56,6 +60,7 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
     from genrec_rl.data.store import load_dataset
+    from genrec_rl.decoding.beam_search import Normalisation
     from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
     from genrec_rl.models.lora import lora_config, merge_lora
@@ -86,7 +91,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     valid = dataset.examples("valid", max_history=settings.max_history)
     target = {"target": settings.target, "max_items": settings.max_page_items, "max_exposed": settings.max_exposed}
-    rows = pack(dataset, policy, packing=settings.packing_pages, **target)
+    rows = pack(dataset, policy, catalog, packing=settings.packing_pages, softmax=settings.softmax, **target)
+    normalisation: Normalisation = "children" if settings.softmax == "children" else "vocabulary"
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
@@ -102,7 +108,9 @@ def main(argv: list[str] | None = None) -> None:
             callbacks=[TrackerCallback(tracker)],
             validation=Validation(
                 valid,
-                BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),
+                BeamRecommender(
+                    policy, catalog=catalog, continue_page=settings.continue_page, normalisation=normalisation
+                ),
                 beams=settings.eval_beams,
                 measure_hallucination=settings.eval_hallucination,
             ),

@@ -1,7 +1,7 @@
 """How what is taught becomes rows: a user's answers in one tree, or one row each."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from datasets import Dataset as Rows
 
@@ -9,8 +9,12 @@ from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.policy import Policy
 from genrec_rl.sft.rows import build_rows
+from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import answers_of
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
+from genrec_rl.sids.catalog import Catalog
+
+Softmax = Literal["vocabulary", "children"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,8 +29,10 @@ class Packed:
 def pack(
     dataset: Dataset,
     policy: Policy,
+    catalog: Catalog,
     *,
     packing: Literal["user_tree", "none"],
+    softmax: Softmax = "vocabulary",
     target: str,
     max_items: int,
     max_exposed: int,
@@ -38,13 +44,20 @@ def pack(
     whatever is taught, so that the losses of different targets can be compared.
 
     Raises:
-        ConfigError: for an unknown packing, or target.
+        ConfigError: for an unknown packing, target or softmax, or a softmax over children without trees.
     """
+    if softmax not in get_args(Softmax):
+        raise ConfigError(f"softmax '{softmax}' is not one of {', '.join(get_args(Softmax))}")
+    if softmax == "children" and packing == "none":
+        raise ConfigError("softmax children is made for trees: set packing_pages user_tree, or softmax vocabulary")
     if packing not in ("user_tree", "none"):
         raise ConfigError(f"packing_pages '{packing}' is not one of user_tree, none")
     limits = {"max_items": max_items, "max_exposed": max_exposed}
     train = answers_of(dataset.pages, dataset.split.train, target=target, **limits)
     valid = answers_of(dataset.pages, dataset.split.valid, target="item", **limits)
-    write = build_trees if packing == "user_tree" else build_rows
-    collator = TreeCollator(policy.model, pad_id=policy.vocab.pad_id) if packing == "user_tree" else None
-    return Packed(write(train, policy.prompts), write(valid, policy.prompts), collator)
+    if packing == "none":
+        return Packed(build_rows(train, policy.prompts), build_rows(valid, policy.prompts))
+    siblings = Siblings(catalog, policy.vocab) if softmax == "children" else None
+    train_rows, valid_rows = (build_trees(part, policy.prompts, siblings) for part in (train, valid))
+    collator = TreeCollator(policy.model, pad_id=policy.vocab.pad_id, siblings=siblings)
+    return Packed(train_rows, valid_rows, collator)

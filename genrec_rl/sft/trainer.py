@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -11,6 +12,7 @@ from typing_extensions import override
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
+from genrec_rl.sft.siblings import sibling_nll
 
 
 @dataclass
@@ -39,6 +41,25 @@ class PageSFTTrainer(SFTTrainer):
     def __init__(self, *args: Any, validation: Validation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.validation = validation
+
+    @override
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return TRL's loss, or, where the rows say what each label is chosen among, the softmax over that."""
+        if "allowed" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        read = {name: x for name, x in inputs.items() if name not in ("allowed", "labels", "shift_labels")}
+        outputs = model(**read, use_cache=False)
+        nll_N = sibling_nll(outputs.logits[0], inputs["labels"][0], inputs["allowed"])
+        loss = nll_N.sum() / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP will average what is a share of all processes' labels
+        return (loss, outputs) if return_outputs else loss
 
     @override
     def evaluation_loop(

@@ -28,9 +28,10 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import PADDING, TRUNK, as_attention_mask, tree_mask, use_tree_attention
 from genrec_rl.models.prompts import PromptEncoder
 from genrec_rl.sft.rows import IGNORED
+from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import Answers
 
-COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels")
+COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels", "node")
 ROOM = 1.5
 """Width of a batch's rows in longest windows, at most: padding falls with it, the square of attention grows."""
 
@@ -65,8 +66,14 @@ def cut_windows(answers: Answers, *, max_history: int) -> list[Window]:
     return windows
 
 
-def tree_row(answers: Answers, window: Window, prompts: PromptEncoder) -> dict[str, Int[np.ndarray, " S"]]:
-    """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``."""
+def tree_row(
+    answers: Answers, window: Window, prompts: PromptEncoder, siblings: Siblings | None = None
+) -> dict[str, Int[np.ndarray, " S"]]:
+    """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``.
+
+    ``node`` is the prefix that a label goes on from; without ``siblings`` 0. With them an answer ends where the
+    rest is certain.
+    """
     history = answers.history(window.start, window.end)
     trunk = prompts.prompt(history)
     places_per_item = (len(trunk) - 1) // max(len(history.history), 1)
@@ -74,23 +81,31 @@ def tree_row(answers: Answers, window: Window, prompts: PromptEncoder) -> dict[s
     ids, positions = [trunk], [np.arange(len(trunk))]
     owners, limits = [np.full(len(trunk), TRUNK)], [np.arange(1, len(trunk) + 1)]
     labels = [trunk_labels]
+    trunk_nodes = np.zeros(len(trunk), np.int64)
+    nodes = [trunk_nodes]
     for branch, i in enumerate(window.answers):
         hangs_at = places_per_item * (int(answers.knows[i]) - window.start)
-        answer = prompts.answer(answers.items(i))
-        skipped = int(trunk_labels[hangs_at] == IGNORED)
+        items = answers.items(i)
+        answer = prompts.answer(items)
+        node = np.zeros(len(answer), np.int64)
+        if siblings is not None:
+            n_open = len(answer) - siblings.nodes.shape[1] + int(siblings.n_open[items[-1]])
+            answer, node = answer[:n_open], siblings.nodes[items].reshape(-1)[:n_open]
+        skipped = int(len(answer) > 0 and trunk_labels[hangs_at] == IGNORED)
         if skipped:
-            trunk_labels[hangs_at] = answer[0]
-        ids.append(np.concatenate([trunk[hangs_at : hangs_at + 1], answer[:-1]])[skipped:])
+            trunk_labels[hangs_at], trunk_nodes[hangs_at] = answer[0], node[0]
+        ids.append(np.concatenate([trunk[hangs_at : hangs_at + 1], answer])[:-1][skipped:])
         positions.append(hangs_at + np.arange(skipped, len(answer)))
         owners.append(np.full(len(answer) - skipped, branch))
         limits.append(np.full(len(answer) - skipped, hangs_at + skipped))
         labels.append(answer[skipped:])
-    columns = (ids, positions, owners, limits, labels)
+        nodes.append(node[skipped:])
+    columns = (ids, positions, owners, limits, labels, nodes)
     return {name: np.concatenate(parts) for name, parts in zip(COLUMNS, columns, strict=True)}
 
 
-def build_trees(answers: Answers, prompts: PromptEncoder) -> Dataset:
-    """Return a dataset of windows, written when a row is read.
+def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | None = None) -> Dataset:
+    """Return a dataset of windows, written when a row is read; with ``siblings``, for a softmax over children.
 
     Raises:
         ConfigError: with separators between pages, where a history's last item is written differently in its
@@ -103,7 +118,7 @@ def build_trees(answers: Answers, prompts: PromptEncoder) -> Dataset:
     windows = cut_windows(answers, max_history=prompts.grammar.max_history)
 
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [tree_row(answers, windows[i], prompts) for i in batch["window"]]
+        rows = [tree_row(answers, windows[i], prompts, siblings) for i in batch["window"]]
         return {name: [row[name] for row in rows] for name in COLUMNS}
 
     return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)
@@ -141,12 +156,14 @@ class TreeCollator:
     Args:
         model: tells how its attention reads a mask.
         pad_id: token of padded places.
+        siblings: also say which tokens each label is chosen among (``allowed``).
     """
 
-    def __init__(self, model: Any, *, pad_id: int) -> None:
+    def __init__(self, model: Any, *, pad_id: int, siblings: Siblings | None = None) -> None:
         use_tree_attention(model)  # here, and not in a data loader's process, which has a copy of the model
         self.model = model
-        self.padding = dict(zip((*COLUMNS, "start"), (pad_id, 0, PADDING, 0, IGNORED, 0), strict=True))
+        self.siblings = siblings
+        self.padding = dict(zip((*COLUMNS, "start"), (pad_id, 0, PADDING, 0, IGNORED, 0, 0), strict=True))
 
     def __call__(self, windows: Sequence[dict[str, Int[np.ndarray, " S"]]]) -> dict[str, Tensor]:
         """Return what the model's forward takes; only places with a label reach the head, as one row."""
@@ -162,12 +179,18 @@ class TreeCollator:
         labels = tensors.pop("shift_labels").flatten()
         places = (labels != IGNORED).nonzero().squeeze(1)
         labels_1N = labels[places].unsqueeze(0)
-        return tensors | {
-            "attention_mask": as_attention_mask(self.model, mask, self.model.dtype),
-            "kept_places": places,
-            "labels": labels_1N,
-            "shift_labels": labels_1N,
-        }
+        nodes_N = tensors.pop("node").flatten()[places]
+        allowed = {} if self.siblings is None else {"allowed": self.siblings.of(nodes_N)}
+        return (
+            tensors
+            | allowed
+            | {
+                "attention_mask": as_attention_mask(self.model, mask, self.model.dtype),
+                "kept_places": places,
+                "labels": labels_1N,
+                "shift_labels": labels_1N,
+            }
+        )
 
 
 def _join(windows: Sequence[dict[str, Int[np.ndarray, " S"]]]) -> dict[str, Int[np.ndarray, " S"]]:

@@ -17,27 +17,37 @@ DATASET = SimpleNamespace(
 LIMITS = {"max_items": 10, "max_exposed": 0}
 
 
-def test_trees_have_one_row_a_user_and_their_collator(policy):
-    packed = pack(DATASET, policy, packing="user_tree", target="page", **LIMITS)
+def test_trees_have_one_row_a_user_and_their_collator(policy, catalog):
+    packed = pack(DATASET, policy, catalog, packing="user_tree", target="page", **LIMITS)
     assert (len(packed.train), len(packed.valid)) == (2, 2)
     assert isinstance(packed.collator, TreeCollator)
 
 
-def test_without_packing_there_is_one_row_a_page(policy):
-    packed = pack(DATASET, policy, packing="none", target="page", **LIMITS)
+def test_without_packing_there_is_one_row_a_page(policy, catalog):
+    packed = pack(DATASET, policy, catalog, packing="none", target="page", **LIMITS)
     assert (len(packed.train), len(packed.valid)) == (3, 5)  # valid: one row a positive
     assert packed.collator is None
 
 
 @pytest.mark.parametrize("packing", ["user_tree", "none"])
 @pytest.mark.parametrize("target", ["page", "item", "running", "page+item"])
-def test_valid_rows_ask_the_same_whatever_is_taught(policy, packing, target):
-    packed = pack(DATASET, policy, packing=packing, target=target, **LIMITS)
+def test_valid_rows_ask_the_same_whatever_is_taught(policy, catalog, packing, target):
+    packed = pack(DATASET, policy, catalog, packing=packing, target=target, **LIMITS)
     key = "shift_labels" if packing == "user_tree" else "labels"
     asked = sum(sum(token != IGNORED for token in row[key]) for row in packed.valid)
     assert asked == policy.vocab.n_levels * 5
 
 
-def test_unknown_packing_is_refused(policy):
+def test_unknown_packing_is_refused(policy, catalog):
     with pytest.raises(ConfigError, match="packing_pages 'bins'"):
-        pack(DATASET, policy, packing="bins", target="page", **LIMITS)
+        pack(DATASET, policy, catalog, packing="bins", target="page", **LIMITS)
+
+
+def test_softmax_over_children_needs_trees(policy, catalog):
+    with pytest.raises(ConfigError, match="set packing_pages user_tree"):
+        pack(DATASET, policy, catalog, packing="none", softmax="children", target="page", **LIMITS)
+
+
+def test_unknown_softmax_is_refused(policy, catalog):
+    with pytest.raises(ConfigError, match="softmax 'trie' is not one of vocabulary, children"):
+        pack(DATASET, policy, catalog, packing="user_tree", softmax="trie", target="page", **LIMITS)

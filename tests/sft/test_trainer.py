@@ -3,21 +3,22 @@ import torch
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.sft.devices import check_devices
+from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
 from tests.fixtures import make_policy
 from tests.sft.test_user_tree import TABLE, answers, loss_of, make_table
 
 
-def make_trainer(policy, table, tmp_path, **settings) -> PageSFTTrainer:
+def make_trainer(policy, table, tmp_path, siblings=None, **settings) -> PageSFTTrainer:
     defaults = {"output_dir": str(tmp_path), "max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "seed": 0}
     defaults |= {"max_grad_norm": 1e9, "lr_scheduler_type": "constant", "report_to": "none", "save_strategy": "no"}
     defaults |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "per_device_train_batch_size": 8}
     return PageSFTTrainer(
         model=policy.model,
         args=PageSFTConfig(**defaults | settings),
-        train_dataset=build_trees(answers(table), policy.prompts),
-        data_collator=TreeCollator(policy.model, pad_id=policy.vocab.pad_id),
+        train_dataset=build_trees(answers(table), policy.prompts, siblings),
+        data_collator=TreeCollator(policy.model, pad_id=policy.vocab.pad_id, siblings=siblings),
         processing_class=policy.tokenizer,
     )
 
@@ -36,13 +37,15 @@ def test_trainers_loss_is_the_mean_over_the_answers_tokens(catalog, tmp_path):
     assert trainer.compute_loss(policy.model, dict(batch)).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_accumulating_gradients_gives_the_update_of_one_batch(catalog, tmp_path):
+@pytest.mark.parametrize("among_children", [False, True])
+def test_accumulating_gradients_gives_the_update_of_one_batch(catalog, tmp_path, among_children):
     table = make_table([[[i], [(i + 1) % 12, (i + 2) % 12]] for i in range(8)])
     updates = []
     for batch, accumulated in ((8, 1), (1, 8)):
         policy = make_policy(catalog)
         settings = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
-        make_trainer(policy, table, tmp_path, **settings).train()
+        siblings = Siblings(catalog, policy.vocab) if among_children else None
+        make_trainer(policy, table, tmp_path, siblings, **settings).train()
         updates.append(weights_of(policy))
     assert torch.allclose(*updates, atol=1e-5)
     assert not torch.allclose(updates[0], weights_of(make_policy(catalog)), atol=1e-5)
