@@ -44,7 +44,7 @@ class Bert4RecSettings(FitSettings):
                 raise ConfigError(f"{name} {getattr(self, name)} must lie in 0..1")
 
 
-DEFAULTS = Bert4RecSettings(epochs=100, evaluate_every=5, patience=3, bf16=True)
+DEFAULTS = Bert4RecSettings(epochs=20, evaluate_every=4, patience=3, schedule="cosine", warmup_steps=300, bf16=True)
 
 
 class Bert4Rec(FullRanker):
