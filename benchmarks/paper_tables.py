@@ -13,13 +13,14 @@ Watch   the bar: which cell runs, and about how long the rest will take. A run t
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Answers, Requests
@@ -156,7 +157,7 @@ def answer(
     if spec.kind == "policy":
         fit_policy(settings, protocol, spec, seed, data_dir, sid_dir, folder / "policy")
     dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
-    recommender = load(spec, seed, dataset, catalog, folder, continues=spec.continues_page and protocol == "loo")
+    recommender = load(protocol, spec, seed, dataset, catalog, folder)
     examples = dataset.examples("test", max_history=MAX_HISTORY[protocol])
     plan = Plan(ks=(10,), beams=settings.beams, draws=1)
     kinds: list[Decoding] = ["constrained", "unconstrained"] if spec.kind == "policy" else ["constrained"]
@@ -181,21 +182,18 @@ def fit_policy(
     run_script(
         "recipes/sft.py", "--config", str(config_file(settings)), "--data_dir", str(data_dir),
         "--sid_dir", str(sid_dir), "--output_dir", str(folder), "--seed", str(seed),
-        *spec.arguments, *continues, *resume,
+        "--max_history", str(MAX_HISTORY[protocol]), *spec.arguments, *continues, *resume,
     )  # fmt: skip
 
 
-def load(
-    spec: SystemSpec, seed: int, dataset: Dataset, catalog: Catalog, folder: Path, *, continues: bool
-) -> Recommender:
+def load(protocol: str, spec: SystemSpec, seed: int, dataset: Dataset, catalog: Catalog, folder: Path) -> Recommender:
     """Return a fitted system, ready to be asked; counters and neural baselines are fitted here."""
     if spec.kind == "policy":
-        options = BeamOptions(batch_size=128, continue_page=continues)
+        options = BeamOptions(batch_size=128, continue_page=spec.continues_page and protocol == "loo")
         return load_recommender(folder / "policy", catalog=catalog, options=options)
     if spec.kind == "neural":
-        from benchmarks.baselines import BASELINES
-
-        return BASELINES[spec.name](dataset, catalog, seed=seed)
+        chosen = replace(SETTINGS[spec.name], max_history=MAX_HISTORY[protocol])
+        return BASELINES[spec.name](dataset, catalog, settings=chosen, seed=seed)
     return counted_system(spec.name, dataset, catalog).load()
 
 

@@ -33,3 +33,12 @@ def test_kept_places_are_counted_through_all_rows(policy):
     every = policy.model.model(input_ids=prompts).last_hidden_state
     kept = policy.model.model(input_ids=prompts, kept_places=torch.tensor([1, 7])).last_hidden_state
     assert torch.allclose(kept, torch.stack([every[0, 1], every[1, 2]])[None], atol=1e-6)
+
+
+def test_embedding_scale_multiplies_what_the_first_layer_reads(catalog):
+    states = []
+    for scale in (1.0, 3.0):
+        policy = make_policy(catalog, embedding_scale=scale)
+        ids = torch.from_numpy(policy.prompts.prompt(make_context([1, 2])))[None]
+        states.append(policy.model(ids, output_hidden_states=True).hidden_states[0])
+    assert torch.allclose(states[0] * 3, states[1])
