@@ -51,9 +51,7 @@ class Settings:
     data: Literal["beauty", "movielens"] = field(default="beauty", metadata={"help": "beauty | movielens"})
     table: int = field(default=1, metadata={"help": "table of the paper: 1, systems; 2, sizes", "choices": [1, 2]})
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and its SIDs"})
-    sids: Literal["letter", "ours"] = field(
-        default="letter", metadata={"help": "LETTER's published ones, or our own"}
-    )
+    sids: Literal["letter", "ours"] = field(default="letter", metadata={"help": "of Beauty: LETTER's, or our own"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of training"})
     systems: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
     protocols: list[str] = field(default_factory=lambda: ["loo", "pages"], metadata={"help": "loo, pages"})
@@ -63,6 +61,8 @@ class Settings:
 
 def main() -> None:
     settings = parse(Settings)
+    if settings.data != "beauty":
+        settings.sids = "ours"
     specs = choose_systems(settings)
     cells = {protocol: protocol_cells(settings, protocol, specs) for protocol in settings.protocols}
     if not settings.report:
@@ -80,7 +80,7 @@ def report(settings: Settings, protocol: str, parts: "ProtocolCells", specs: Seq
     if not answers:
         console.print(f"{protocol}: nothing is done yet")
         return
-    suffix = "" if settings.sids == "letter" or settings.data != "beauty" else "_own_sids"
+    suffix = "_own_sids" if settings.data == "beauty" and settings.sids == "ours" else ""
     file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
     requests = Requests.of(load_dataset(parts.data.folder).examples("test", max_history=None))
     write_table(answers, requests, specs=specs, protocol=protocol, file=file)
@@ -145,7 +145,7 @@ def prepare(settings: Settings, protocol: str, folder: Path) -> None:
 
 def build_sids(settings: Settings, data_dir: Path, folder: Path) -> None:
     codes = []
-    if settings.data == "beauty" and settings.sids == "letter":
+    if settings.sids == "letter":
         codes = ["--codes_from", str(Path(settings.input) / "letter_beauty" / "Beauty.index.json")]
     run_script("recipes/build_sids.py", "--data_dir", str(data_dir), "--output_dir", str(folder), *codes)
 
