@@ -41,7 +41,7 @@ RESULTS = Path("benchmarks/results")
 HERE = Path(__file__).parent / "tables"
 PROTOCOLS = {"loo": "leave_one_out", "pages": "leave_last_page_out"}
 MAX_HISTORY = {"loo": 20, "pages": 50}
-MINUTES = {"counter": 0.5, "neural": 12.0, "policy": 25.0}
+MINUTES = {"counter": 0.5, "neural": 12.0, "policy": 25.0, "tiger": 55.0}
 
 
 @dataclass
@@ -123,12 +123,13 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
     answers = {}
     for spec in specs:
         for seed in settings.seeds if spec.kind != "counter" else [0]:
+            minutes = MINUTES.get(spec.name, MINUTES[spec.kind])
             made_with = facts | {"system": spec.name, "seed": seed, "beams": settings.beams}
             if spec.kind == "policy":
                 made_with |= {"arguments": spec.arguments, "config": config_file(settings).read_text()}
             run = partial(answer, settings, protocol, spec, seed, data.folder, sid_root)
             name, folder = f"{protocol}: {spec.name}, seed {seed}", root / settings.sids / spec.name / f"seed{seed}"
-            answers[spec.name, seed] = Cell(name, folder, made_with, run, MINUTES[spec.kind])
+            answers[spec.name, seed] = Cell(name, folder, made_with, run, minutes)
     return ProtocolCells(data, sids, answers)
 
 
