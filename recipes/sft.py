@@ -29,8 +29,8 @@ class Settings:
     intermediate_size: int = field(default=384, metadata={"help": "MLP width, from scratch"})
     embedding_dropout: float = field(default=0.2, metadata={"help": "dropout of the input vectors"})
     residual_dropout: float = field(default=0.2, metadata={"help": "dropout of attention and MLP outputs"})
-    embedding_scale: float = field(
-        default=1.0, metadata={"help": "of the input vectors; from scratch try the root of hidden_size"}
+    scale_embeddings: bool = field(
+        default=False, metadata={"help": "input vectors times the root of hidden_size: from scratch learns faster"}
     )
     item_embedding: bool = field(
         default=False, metadata={"help": "a vector of its own for each prompt item, beside its codes'"}
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         backbone=settings.backbone or size,
         embedding_dropout=settings.embedding_dropout,
         residual_dropout=settings.residual_dropout,
-        embedding_scale=settings.embedding_scale,
+        scale_embeddings=settings.scale_embeddings,
         item_embedding=settings.item_embedding,
         item_dropout=settings.item_dropout,
         seed=args.seed,

@@ -63,7 +63,7 @@ def create_policy(
     backbone: str | Path | BackboneSize,
     embedding_dropout: float = 0.0,
     residual_dropout: float = 0.0,
-    embedding_scale: float = 1.0,
+    scale_embeddings: bool = False,
     item_embedding: bool = False,
     item_dropout: float = 0.0,
     seed: int = 0,
@@ -80,7 +80,7 @@ def create_policy(
             gets the SID tokens.
         embedding_dropout: see ``GenRecQwen2Config``.
         residual_dropout: see ``GenRecQwen2Config``.
-        embedding_scale: see ``GenRecQwen2Config``.
+        scale_embeddings: multiply input vectors by the root of their width, see ``GenRecQwen2Config``.
         item_embedding: give each item of the catalogue a vector of its own in prompts; needs ``grammar.merge``.
         item_dropout: see ``GenRecQwen2Config``.
         seed: of the new weights.
@@ -102,7 +102,7 @@ def create_policy(
         | {"sid_codebook_sizes": list(vocab.codebook_sizes), "sid_token_start": vocab.sid_token_start}
         | {"grammar_hash": grammar.digest(vocab), "catalog_fingerprint": catalog.fingerprint}
         | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
-        | {"embedding_scale": embedding_scale}
+        | {"embedding_scale": base.hidden_size**0.5 if scale_embeddings else 1.0}
         | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout}
         | {"pad_token_id": vocab.pad_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     )

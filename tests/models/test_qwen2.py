@@ -37,8 +37,8 @@ def test_kept_places_are_counted_through_all_rows(policy):
 
 def test_embedding_scale_multiplies_what_the_first_layer_reads(catalog):
     states = []
-    for scale in (1.0, 3.0):
-        policy = make_policy(catalog, embedding_scale=scale)
+    for is_scaled in (False, True):
+        policy = make_policy(catalog, scale_embeddings=is_scaled)
         ids = torch.from_numpy(policy.prompts.prompt(make_context([1, 2])))[None]
         states.append(policy.model(ids, output_hidden_states=True).hidden_states[0])
-    assert torch.allclose(states[0] * 3, states[1])
+    assert torch.allclose(states[0] * 32**0.5, states[1])
