@@ -10,18 +10,17 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from rich.table import Table
 from transformers import HfArgumentParser
 
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.baselines.training import EpochRecord
+from benchmarks.tables.measure import without_seen
 from genrec_rl.config import nearest
 from genrec_rl.data.split import Split
 from genrec_rl.data.store import Dataset, load_dataset
@@ -30,11 +29,10 @@ from genrec_rl.evaluation.baselines import COUNTED, counted_system
 from genrec_rl.evaluation.evaluate import Plan, Recommender, measure_requests, predict
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe, source_commit
-from genrec_rl.types import Context
 
 METRICS = ("Recall@5", "NDCG@5", "Recall@10", "NDCG@10")
 UNSEEN = ("Recall@10", "NDCG@10")
-"""Metrics reported also with the user's own items moved behind all others, as many publications do."""
+"""Metrics reported also with the user's own items taken out, as many publications do."""
 PLAN = Plan(ks=(5, 10), beams=20)
 
 
@@ -122,16 +120,11 @@ def measure(
     values = measure_requests(answers, examples, catalog=catalog, popularity=dataset.popularity, ks=PLAN.ks)
     means = {metric: float(values[metric].mean()) for metric in METRICS}
     unseen = replace(
-        answers, rows_PK=seen_last(answers.rows_PK, [e.context for e in dataset.examples(split, max_history=None)])
+        answers,
+        rows_PK=without_seen(answers.rows_PK, [e.context.history for e in dataset.examples(split, max_history=None)]),
     )
     values = measure_requests(unseen, examples, catalog=catalog, popularity=dataset.popularity, ks=PLAN.ks)
     return means | {f"{metric} unseen": float(values[metric].mean()) for metric in UNSEEN}
-
-
-def seen_last(rows_PK: np.ndarray, contexts: Sequence[Context]) -> np.ndarray:
-    """Move the items of each user's history behind the others, whose order stays."""
-    is_seen_PK = np.stack([np.isin(rows, c.history) for rows, c in zip(rows_PK, contexts, strict=True)])
-    return np.take_along_axis(rows_PK, np.argsort(is_seen_PK, axis=1, kind="stable"), axis=1)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ Watch   the bar: which cell runs, and about how long the rest will take. A run t
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -125,6 +125,9 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
         for seed in settings.seeds if spec.kind != "counter" else [0]:
             minutes = MINUTES.get(spec.name, MINUTES[spec.kind])
             made_with = facts | {"system": spec.name, "seed": seed, "beams": settings.beams}
+            made_with |= {"max_history": MAX_HISTORY[protocol]}
+            if spec.kind == "neural":
+                made_with |= {"settings": asdict(SETTINGS[spec.name])}
             if spec.kind == "policy":
                 made_with |= {"arguments": spec.arguments, "config": config_file(settings).read_text()}
             run = partial(answer, settings, protocol, spec, seed, data.folder, sid_root)
@@ -166,9 +169,7 @@ def answer(
         kind: predict(recommender, examples, name=spec.name, decoding=kind, plan=plan, scorers={}).rows_PK
         for kind in kinds
     }
-    np.savez_compressed(
-        folder / "answers.npz", allow_pickle=False, **{k: v.astype(np.int32) for k, v in rows.items()}
-    )
+    np.savez_compressed(folder / ANSWERS, allow_pickle=False, **{k: v.astype(np.int32) for k, v in rows.items()})
 
 
 def fit_policy(

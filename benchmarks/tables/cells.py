@@ -5,6 +5,7 @@ A cell's folder holds ``cell.json`` when it is done: what it was made with, how 
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from genrec_rl.tracking import console, source_commit
 
-CELL_FILE = "cell.json"
+CELL_FILE, BEGUN_FILE = "cell.json", "begun.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,21 @@ def work_off(cells: Sequence[Cell]) -> None:
             left = sum(c.minutes for c in todo[number:]) * _slowness(done)
             bar.update(task, description=f"{cell.name}, about {_duration(left)} left")
             begun = time.time()
-            cell.folder.mkdir(parents=True, exist_ok=True)
-            (cell.folder / CELL_FILE).unlink(missing_ok=True)
+            _begin(cell)
             cell.run(cell.folder)
             seconds = time.time() - begun
             _write_record(cell, seconds)
             done.append((cell.minutes, seconds / 60))
             bar.advance(task)
+
+
+def _begin(cell: Cell) -> None:
+    """Clear the folder, unless it holds what a run of the same facts left when it was cut off."""
+    begun = cell.folder / BEGUN_FILE
+    if cell.folder.exists() and (not begun.is_file() or begun.read_text() != cell.key):
+        shutil.rmtree(cell.folder)
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    begun.write_text(cell.key)
 
 
 def _write_record(cell: Cell, seconds: float) -> None:

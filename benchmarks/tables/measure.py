@@ -54,7 +54,7 @@ def follows_same_day(example: Example) -> bool:
 
 
 def without_seen(rows_PK: Int[np.ndarray, "P K"], seen: Sequence[np.ndarray]) -> Int[np.ndarray, "P K"]:
-    """Move the items that a user has seen behind all others, and mark them as no answer."""
+    """Take the items out that a user has seen; those behind move up, and the end is NO_ITEM."""
     result = np.full_like(rows_PK, NO_ITEM)
     for p, rows in enumerate(rows_PK):
         kept = rows[~np.isin(rows, seen[p])]

@@ -1,17 +1,10 @@
-"""The script around the baselines: settings that can be changed by name, and lists without what was seen."""
+"""The script around the baselines: settings that can be changed by name."""
 
-import numpy as np
 import pytest
 
-from benchmarks.accuracy_baselines import override, seen_last
+from benchmarks.accuracy_baselines import override
 from benchmarks.baselines import SETTINGS
 from genrec_rl.errors import ConfigError
-from tests.fixtures import make_context
-
-
-def test_seen_items_move_behind_the_others_in_order():
-    rows = np.array([[4, 1, 3, 2], [1, 2, 3, 4]])
-    assert seen_last(rows, [make_context([1, 4]), make_context([9])]).tolist() == [[3, 2, 4, 1], [1, 2, 3, 4]]
 
 
 def test_named_settings_change_and_the_others_stay():

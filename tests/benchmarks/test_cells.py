@@ -44,3 +44,19 @@ def test_cell_being_done_again_is_no_longer_done(tmp_path):
     with pytest.raises(RuntimeError):
         work_off([make_cell(tmp_path, [], fails=True, seed=1)])
     assert make_cell(tmp_path, [], seed=0).record() is None
+
+
+def test_other_facts_find_nothing_of_the_old_ones(tmp_path):
+    def cell(seed: int, left: list[str]) -> Cell:
+        def run(folder):
+            left.extend(path.name for path in folder.glob("policy*"))
+            (folder / "policy").touch()
+            raise RuntimeError("killed")
+
+        return Cell("a", tmp_path / "a", {"seed": seed}, run, minutes=1)
+
+    for seed, expected in ((0, []), (0, ["policy"]), (1, [])):
+        left = []
+        with pytest.raises(RuntimeError):
+            work_off([cell(seed, left)])
+        assert left == expected
