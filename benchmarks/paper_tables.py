@@ -24,6 +24,7 @@ from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.protocols import PROTOCOLS, Protocol
 from benchmarks.tables.report import write_table
 from benchmarks.tables.scaling import draw_curves, read_curve
 from benchmarks.tables.systems import TABLES, SystemSpec
@@ -39,8 +40,6 @@ RUNS = Path("runs/tables")
 ANSWERS = "answers.npz"
 RESULTS = Path("benchmarks/results")
 HERE = Path(__file__).parent / "tables"
-PROTOCOLS = {"loo": "leave_one_out", "pages": "leave_last_page_out"}
-MAX_HISTORY = {"loo": 20, "pages": 50}
 MINUTES = {"counter": 0.5, "neural": 12.0, "policy": 25.0, "tiger": 55.0}
 
 
@@ -54,7 +53,9 @@ class Settings:
     sids: Literal["letter", "ours"] = field(default="letter", metadata={"help": "of Beauty: LETTER's, or our own"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of training"})
     systems: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
-    protocols: list[str] = field(default_factory=lambda: ["loo", "pages"], metadata={"help": "loo, pages"})
+    protocols: list[str] = field(
+        default_factory=lambda: ["loo", "pages", "ties"], metadata={"help": "of loo, pages, ties"}
+    )
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
     report: bool = field(default=False, metadata={"help": "fit nothing: write the table of what is done"})
 
@@ -63,10 +64,11 @@ def main() -> None:
     settings = parse(Settings)
     if settings.data != "beauty":
         settings.sids = "ours"
+    settings.protocols = settings.protocols or {1: [*PROTOCOLS], 2: ["pages"]}[settings.table]
     specs = choose_systems(settings)
     cells = {protocol: protocol_cells(settings, protocol, specs) for protocol in settings.protocols}
     if not settings.report:
-        work_off([cell for parts in cells.values() for cell in parts.all()])
+        work_off(in_order(list(cells.values())))
     for protocol, parts in cells.items():
         report(settings, protocol, parts, specs)
 
@@ -99,9 +101,12 @@ class ProtocolCells:
     sids: Cell
     answers: dict[tuple[str, int], Cell]
 
-    def all(self) -> list[Cell]:
-        """Return them in the order of the work."""
-        return [self.data, self.sids, *self.answers.values()]
+
+def in_order(protocols: Sequence[ProtocolCells]) -> list[Cell]:
+    """Return all cells in the order of the work: a whole table of the first seed comes before the second seed."""
+    stages = [cell for parts in protocols for cell in (parts.data, parts.sids)]
+    answers = [(seed, cell) for parts in protocols for (_, seed), cell in parts.answers.items()]
+    return stages + [cell for _, cell in sorted(answers, key=lambda pair: pair[0])]
 
 
 def choose_systems(settings: Settings) -> list[SystemSpec]:
@@ -116,16 +121,17 @@ def choose_systems(settings: Settings) -> list[SystemSpec]:
 def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec]) -> ProtocolCells:
     root = RUNS / settings.data / protocol
     sid_root = root / f"sids_{settings.sids}"
-    facts = {"data": settings.data, "split": PROTOCOLS[protocol]}
+    asked = PROTOCOLS[protocol]
+    facts = {"data": settings.data, "split": asked.split, "shuffle_ties": asked.shuffles_ties}
     data = Cell(f"{protocol}: data", root / "data", facts, partial(prepare, settings, protocol), 0.2)
     facts = facts | {"sids": settings.sids}
     sids = Cell(f"{protocol}: catalogue", sid_root, facts, partial(build_sids, settings, data.folder), 1)
     answers = {}
     for spec in specs:
-        for seed in settings.seeds if spec.kind != "counter" else [0]:
+        for seed in seeds_of(settings, spec, asked):
             minutes = MINUTES.get(spec.name, MINUTES[spec.kind])
             made_with = facts | {"system": spec.name, "seed": seed, "beams": settings.beams}
-            made_with |= {"max_history": MAX_HISTORY[protocol]}
+            made_with |= {"max_history": asked.max_history}
             if spec.kind == "neural":
                 made_with |= {"settings": asdict(SETTINGS[spec.name])}
             if spec.kind == "policy":
@@ -136,6 +142,13 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
     return ProtocolCells(data, sids, answers)
 
 
+def seeds_of(settings: Settings, spec: SystemSpec, asked: Protocol) -> list[int]:
+    """Return the seeds of a row: one where nothing is drawn, and one where ties are shuffled, to save days."""
+    if spec.kind == "counter":
+        return [0]
+    return settings.seeds[:1] if asked.shuffles_ties else settings.seeds
+
+
 def config_file(settings: Settings) -> Path:
     return HERE / f"{settings.data}.yaml"
 
@@ -144,7 +157,9 @@ def prepare(settings: Settings, protocol: str, folder: Path) -> None:
     source = ["--source", "movielens"]
     if settings.data == "beauty":
         source = ["--source", "amazon", "--input", str(Path(settings.input) / "amazon_beauty_2014")]
-    run_script("recipes/prepare.py", *source, "--split", PROTOCOLS[protocol], "--output_dir", str(folder))
+    asked = PROTOCOLS[protocol]
+    ties = ["--shuffle_ties", "true"] if asked.shuffles_ties else []
+    run_script("recipes/prepare.py", *source, "--split", asked.split, "--output_dir", str(folder), *ties)
 
 
 def build_sids(settings: Settings, data_dir: Path, folder: Path) -> None:
@@ -162,7 +177,7 @@ def answer(
         fit_policy(settings, protocol, spec, seed, data_dir, sid_dir, folder / "policy")
     dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
     recommender = load(protocol, spec, seed, dataset, catalog, folder)
-    examples = dataset.examples("test", max_history=MAX_HISTORY[protocol])
+    examples = dataset.examples("test", max_history=PROTOCOLS[protocol].max_history)
     plan = Plan(ks=(10,), beams=settings.beams, draws=1)
     kinds: list[Decoding] = ["constrained", "unconstrained"] if spec.kind == "policy" else ["constrained"]
     rows = {
@@ -180,21 +195,21 @@ def fit_policy(
         return
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     resume = ["--resume_from_checkpoint", str(checkpoints[-1])] if checkpoints else []
-    continues = ["--continue_page", "true"] if spec.continues_page and protocol == "loo" else []
+    continues = ["--continue_page", "true"] if spec.continues_page and PROTOCOLS[protocol].is_next_item else []
     run_script(
         "recipes/sft.py", "--config", str(config_file(settings)), "--data_dir", str(data_dir),
         "--sid_dir", str(sid_dir), "--output_dir", str(folder), "--seed", str(seed),
-        "--max_history", str(MAX_HISTORY[protocol]), *spec.arguments, *continues, *resume,
+        "--max_history", str(PROTOCOLS[protocol].max_history), *spec.arguments, *continues, *resume,
     )  # fmt: skip
 
 
 def load(protocol: str, spec: SystemSpec, seed: int, dataset: Dataset, catalog: Catalog, folder: Path) -> Recommender:
     """Return a fitted system, ready to be asked; counters and neural baselines are fitted here."""
     if spec.kind == "policy":
-        options = BeamOptions(batch_size=128, continue_page=spec.continues_page and protocol == "loo")
+        options = BeamOptions(batch_size=128, continue_page=spec.continues_page and PROTOCOLS[protocol].is_next_item)
         return load_recommender(folder / "policy", catalog=catalog, options=options)
     if spec.kind == "neural":
-        chosen = replace(SETTINGS[spec.name], max_history=MAX_HISTORY[protocol])
+        chosen = replace(SETTINGS[spec.name], max_history=PROTOCOLS[protocol].max_history)
         return BASELINES[spec.name](dataset, catalog, settings=chosen, seed=seed)
     return counted_system(spec.name, dataset, catalog).load()
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genrec_rl.config import parse_recipe
-from genrec_rl.data.events import SourceTables
+from genrec_rl.data.events import SourceTables, shuffle_ties
 from genrec_rl.data.sources.amazon import read_amazon
 from genrec_rl.data.sources.folder import read_folder
 from genrec_rl.data.sources.movielens import read_movielens
@@ -47,7 +47,10 @@ class PrepareSettings:
     n_users: int = field(default=1_000, metadata={"help": "users of the synthetic market"})
     n_items: int = field(default=1_000, metadata={"help": "items of the synthetic market"})
     n_requests: int = field(default=20_000, metadata={"help": "requests of the synthetic market"})
-    seed: int = field(default=0, metadata={"help": "seed of the synthetic market"})
+    shuffle_ties: bool = field(
+        default=False, metadata={"help": "events of one user and second in random order, not the source's"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the synthetic market, and of that order"})
 
 
 def read_source(settings: PrepareSettings) -> SourceTables:
@@ -86,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     (settings,) = parse_recipe([PrepareSettings], __file__, argv)
     started = time.monotonic()
     tables = read_source(settings)
+    if settings.shuffle_ties:
+        tables = shuffle_ties(tables, seed=settings.seed)
     card = write_dataset(tables, settings.output_dir, page_rule=settings.page_rule, split=settings.split)
     seconds = time.monotonic() - started
     finish_stage(settings.output_dir, stage="prepare", settings=settings, inputs={}, seconds=seconds)

@@ -6,7 +6,7 @@ scanned lazily: a check is one aggregate over a column, so an event log need not
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,17 @@ class SourceTables:
     page_rule: str
     note: str
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def shuffle_ties(tables: SourceTables, *, seed: int) -> SourceTables:
+    """Return the tables with the events of one user and second in random order instead of the source's.
+
+    Where days are the finest time, the order inside a day may be the file's own; what a recommender loses by this
+    is what it owed to that order.
+    """
+    drawn = pl.int_range(pl.len()).shuffle(seed=seed).alias("position")
+    note = f"{tables.note} Here events of one user and second stand in random order, seed {seed}."
+    return replace(tables, events=tables.events.with_columns(drawn), note=note)
 
 
 @contextmanager

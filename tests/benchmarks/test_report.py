@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.protocols import PROTOCOLS
 from benchmarks.tables.report import cell, merge, number, write_table
 from benchmarks.tables.systems import TABLE_1
 
@@ -30,16 +31,16 @@ def test_cell_is_mean_and_spread_of_the_seeds():
 
 def test_other_protocols_stay_when_one_is_written_again():
     kept = {"genrec": {"HR@1": [0.1], "pages:HR@1": [0.2]}}
-    merge(kept, {"genrec": {"HR@10": [0.3]}}, "")
+    merge(kept, {"genrec": {"HR@10": [0.3]}}, PROTOCOLS["loo"])
     assert kept == {"genrec": {"pages:HR@1": [0.2], "HR@10": [0.3]}}
-    merge(kept, {"genrec": {"HR@10": [0.4]}}, "pages:")
+    merge(kept, {"genrec": {"HR@10": [0.4]}}, PROTOCOLS["pages"])
     assert kept == {"genrec": {"HR@10": [0.3], "pages:HR@10": [0.4]}}
 
 
 def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
     file = tmp_path / "table1_beauty.json"
     answers = {"genrec": {0: Answers(HIT, HIT), 1: Answers(MISS, MISS)}, "tiger": {0: Answers(MISS)}}
-    for protocol in ("loo", "pages"):
+    for protocol in PROTOCOLS:
         write_table(answers, REQUESTS, specs=TABLE_1, protocol=protocol, file=file)
     result = json.loads(file.read_text())
     assert result["systems"]["genrec"]["Recall@10"] == [1, 0]

@@ -3,7 +3,16 @@ from datetime import UTC, datetime
 import polars as pl
 import pytest
 
-from genrec_rl.data.events import check_events, check_items, check_tables, read_events, read_items
+from genrec_rl.data.events import (
+    SourceTables,
+    check_events,
+    check_items,
+    check_tables,
+    read_events,
+    read_items,
+    shuffle_ties,
+)
+from genrec_rl.data.pages import sort_events
 from genrec_rl.errors import DataError
 
 EVENTS = {"user_id": ["a", "a"], "item_id": [1, 2], "timestamp": [10, 20], "action": ["click", "order"]}
@@ -138,3 +147,22 @@ def test_missing_truncated_or_foreign_file_is_named(tmp_path, read, content):
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"table\.parquet: (no such file|truncated, corrupt)"):
         read(path)
+
+
+def in_order(seed):
+    """Two users, two seconds each, five events a second, in the order they stand in after the shuffle."""
+    frame = pl.LazyFrame(
+        {"user_id": ["a"] * 10 + ["b"] * 10, "timestamp": ([1] * 5 + [2] * 5) * 2, "item_id": range(20)}
+    )
+    tables = SourceTables("made", frame, pl.DataFrame(), "same_day", "Made.")
+    return sort_events(shuffle_ties(tables, seed=seed).events).collect()["item_id"].to_list()
+
+
+def test_shuffled_ties_stay_in_their_user_and_second():
+    order = in_order(0)
+    assert [set(order[i : i + 5]) for i in range(0, 20, 5)] == [set(range(i, i + 5)) for i in range(0, 20, 5)]
+
+
+def test_shuffled_ties_follow_the_seed():
+    assert in_order(0) == in_order(0) != in_order(1)
+    assert in_order(0) != list(range(20))
