@@ -6,7 +6,7 @@
 ``running``  each positive alone, after all that came before it, the page's earlier positives too (the usual
              sequential target).
 
-Several can be taught at once: ``page+running``.
+Several can be taught at once: ``page+running``. What they teach alike is taught once, such as a page's only positive.
 """
 
 from dataclasses import dataclass
@@ -90,8 +90,14 @@ def answers_of(
     if max_items < 1 or max_exposed < 0:
         raise ConfigError(f"max_page_items {max_items} must be at least 1, max_exposed {max_exposed} at least 0")
     chosen = np.sort(chosen)
-    parts = [_answers(table, chosen, kind) for kind in target.split("+")]
+    kinds = target.split("+")
+    parts = [_answers(table, chosen, kind) for kind in kinds]
     pages, entries, knows = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(set(kinds)) > 1 and max_exposed == 0:  # a page's only positive is then taught by itself
+        is_single = (entries == WHOLE) & (table.positives_per_page[pages] == 1)
+        pages, entries, knows = pages[~is_single], entries[~is_single], knows[~is_single]
+    if len(kinds) > 1:
+        pages, entries, knows = np.unique(np.stack([pages, entries, knows]), axis=1)
     order = np.lexsort((knows, np.cumsum(table.starts_user)[pages]))
     return Answers(table, pages[order], entries[order], knows[order], max_items, max_exposed)
 

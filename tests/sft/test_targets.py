@@ -36,6 +36,18 @@ def test_joined_targets_are_taught_together_in_order_of_what_they_know():
     ]  # fmt: skip
 
 
+def test_what_joined_targets_teach_alike_is_taught_once():
+    """Pages 1 and 3 have one positive; page 2's first is the same answer for item and running."""
+    assert taught(target="page+running", chosen=[1, 3]) == [(1, [2], 2), (3, [6], 6)]
+    assert taught(target="item+running", chosen=[2]) == [
+        (2, [3], 3), (2, [4], 3), (2, [5], 3), (2, [4], 4), (2, [5], 5),
+    ]  # fmt: skip
+
+
+def test_page_of_one_positive_stays_whole_where_exposures_follow_it():
+    assert len(taught(target="page+running", chosen=[1], max_exposed=1)) == 2
+
+
 def test_running_knows_nothing_behind_another_pages_item():
     table = make_table([[[0], [1, 2, 3], [4]]])
     # In time: 0, 1, 4 (of the other request), 2, 3.
