@@ -184,6 +184,10 @@ def answer(
         kind: predict(recommender, examples, name=spec.name, decoding=kind, plan=plan, scorers={}).rows_PK
         for kind in kinds
     }
+    if spec.kind == "policy":
+        sampler = load(protocol, spec, seed, dataset, catalog, folder, sample_seed=seed)
+        contexts = [example.context for example in examples]
+        rows["sampled"] = sampler.recommend(contexts, k=1, constrained=False).rows_PG.numpy()
     np.savez_compressed(folder / ANSWERS, allow_pickle=False, **{k: v.astype(np.int32) for k, v in rows.items()})
 
 
@@ -203,10 +207,19 @@ def fit_policy(
     )  # fmt: skip
 
 
-def load(protocol: str, spec: SystemSpec, seed: int, dataset: Dataset, catalog: Catalog, folder: Path) -> Recommender:
+def load(
+    protocol: str,
+    spec: SystemSpec,
+    seed: int,
+    dataset: Dataset,
+    catalog: Catalog,
+    folder: Path,
+    sample_seed: int | None = None,
+) -> Recommender:
     """Return a fitted system, ready to be asked; counters and neural baselines are fitted here."""
     if spec.kind == "policy":
-        options = BeamOptions(batch_size=128, continue_page=spec.continues_page and PROTOCOLS[protocol].is_next_item)
+        continues = spec.continues_page and PROTOCOLS[protocol].is_next_item
+        options = BeamOptions(batch_size=128, continue_page=continues, sample_seed=sample_seed)
         return load_recommender(folder / "policy", catalog=catalog, options=options)
     if spec.kind == "neural":
         chosen = replace(SETTINGS[spec.name], max_history=PROTOCOLS[protocol].max_history)
@@ -230,7 +243,7 @@ def load_answers(cell: Cell) -> Answers | None:
     if cell.record() is None:
         return None
     with np.load(cell.folder / ANSWERS, allow_pickle=False) as arrays:
-        return Answers(arrays["constrained"], arrays.get("unconstrained"))
+        return Answers(arrays["constrained"], arrays.get("unconstrained"), arrays.get("sampled"))
 
 
 if __name__ == "__main__":

@@ -21,10 +21,14 @@ KS = {"Recall": (5, 10), "NDCG": (5, 10), "HR": (1, 10, 50)}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """Rows of catalogue items, best first: constrained, and, of a policy, those of free beams (NO_ITEM: invalid)."""
+    """Rows of catalogue items, best first: constrained, and, of a policy, those of free beams and of free samples.
+
+    NO_ITEM is an invalid SID.
+    """
 
     constrained_PK: Int[np.ndarray, "P K"]
     free_PK: Int[np.ndarray, "P K"] | None = None
+    sampled_PK: Int[np.ndarray, "P K"] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +67,7 @@ def without_seen(rows_PK: Int[np.ndarray, "P K"], seen: Sequence[np.ndarray]) ->
 
 
 def measure(answers: Answers, requests: Requests) -> Columns:
-    """Return one number a request for every metric: accuracy, the same without seen items, and HaR of free beams."""
+    """Return one number a request for every metric: accuracy, the same without seen items, HaR of free answers."""
     columns: Columns = {}
     lists = {"": answers.constrained_PK, "/unseen": without_seen(answers.constrained_PK, requests.seen)}
     for suffix, rows_PK in lists.items():
@@ -73,6 +77,8 @@ def measure(answers: Answers, requests: Requests) -> Columns:
     if answers.free_PK is not None:
         for k in (10, 50):
             columns[f"HaR@{k}"] = metrics.hallucination_rate(answers.free_PK, k=k)
+    if answers.sampled_PK is not None:
+        columns["HaR-s"] = metrics.hallucination_rate(answers.sampled_PK, k=answers.sampled_PK.shape[1])
     return columns
 
 

@@ -43,13 +43,13 @@ class Protocol:
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
         "loo": Protocol(
-            "Leave-one-out", "leave_one_out", 20, (*ACCURACY, "HR@1", "HaR@10", *STRATA), ("Recall@10", "NDCG@10"),
-            "Recall@10", is_next_item=True,
+            "Leave-one-out", "leave_one_out", 20, (*ACCURACY, "HR@1", "HaR@10", "HaR-s", *STRATA),
+            ("Recall@10", "NDCG@10"), "Recall@10", is_next_item=True,
         ),
         "pages": Protocol(
             "Pages (leave-last-page-out)", "leave_last_page_out", 50,
-            ("HR@1", "HR@10", "HR@50", "Recall@10", "NDCG@10", "HaR@10", "HaR@50"),
-            ("HR@10", "HR@50", "NDCG@10", "HaR@10", "HaR@50"), "HR@10", prefix="pages:",
+            ("HR@1", "HR@10", "HR@50", "Recall@10", "NDCG@10", "HaR@10", "HaR@50", "HaR-s"),
+            ("HR@10", "HR@50", "NDCG@10", "HaR@10", "HaR@50", "HaR-s"), "HR@10", prefix="pages:",
         ),
         "ties": Protocol(
             "Leave-one-out, the order inside a day shuffled", "leave_one_out", 20, (*ACCURACY, *STRATA),

@@ -28,6 +28,8 @@ class BeamRecommender:
         normalisation: see ``BeamPlan``.
         continue_page: read the items of the request's own day as the beginning of the answer, see
             ``PromptEncoder.running_prompt``.
+        sample_seed: draw answers without repeats (Gumbel top-k), the same at every call, in place of the best; one
+            unconstrained answer a request is what the policy would say.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class BeamRecommender:
         beam_widths: Sequence[int] | None = None,
         normalisation: Normalisation = "vocabulary",
         continue_page: bool = False,
+        sample_seed: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, at least 1 is needed")
@@ -47,6 +50,7 @@ class BeamRecommender:
         self.batch_size = batch_size
         self.beam_widths = beam_widths
         self.normalisation: Normalisation = normalisation
+        self.sample_seed = sample_seed
         self.write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
 
     @torch.no_grad()
@@ -62,8 +66,11 @@ class BeamRecommender:
         prompts = [self.write(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        noise = None
+        if self.sample_seed is not None:
+            noise = torch.Generator(self.policy.model.device).manual_seed(self.sample_seed)
         with in_eval_mode(self.policy.model):
-            parts = [self._search([prompts[i] for i in batch], plan, constrained=constrained) for batch in batches]
+            parts = [self._search([prompts[i] for i in batch], plan, constrained, noise) for batch in batches]
         if not parts:
             parts = [(torch.empty(0, k, len(plan.widths), dtype=torch.long), torch.empty(0, k))]
         back = torch.from_numpy(np.argsort(order, kind="stable"))
@@ -78,12 +85,13 @@ class BeamRecommender:
         return plan
 
     def _search(
-        self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, *, constrained: bool
+        self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, constrained: bool, noise: torch.Generator | None
     ) -> tuple[Int[Tensor, "B W L"], Float[Tensor, "B W"]]:
         model, trie = self.policy.model, self.catalog.trie if constrained else None
         ids, is_prompt = (x.to(model.device) for x in self.policy.prompts.batch(prompts))
-        tokens, log_probs = beam_search(model, ids, is_prompt, vocab=self.policy.vocab, plan=plan, trie=trie)
-        sizes = self.policy.vocab.codebook_sizes
+        vocab = self.policy.vocab
+        tokens, log_probs = beam_search(model, ids, is_prompt, vocab=vocab, plan=plan, trie=trie, generator=noise)
+        sizes = vocab.codebook_sizes
         free = model.config.vocab_size ** len(sizes) if plan.normalisation == "vocabulary" else prod(sizes)
         wanted = min(plan.widths[-1], self.catalog.trie.n_sids if constrained else free)
         found = (log_probs > -torch.inf).sum(1)

@@ -47,6 +47,7 @@ class BeamOptions:
     normalisation: Normalisation = "vocabulary"
     dtype: Literal["float32", "bfloat16"] = "float32"
     continue_page: bool = False
+    sample_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -76,7 +77,9 @@ class BeamOptions:
         beams_by_level = ", ".join(map(str, widths))
         over = {"vocabulary": "the whole vocabulary", "level": "a level's codes", "children": "codes of real items"}
         page = "; the request's own day begins the answer" if self.continue_page else ""
-        return f"beam widths {beams_by_level}; probabilities over {over[self.normalisation]}; {self.dtype}{page}"
+        drawn = "" if self.sample_seed is None else f"; drawn with seed {self.sample_seed}, not the best"
+        over_what = over[self.normalisation]
+        return f"beam widths {beams_by_level}; probabilities over {over_what}; {self.dtype}{page}{drawn}"
 
 
 def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamOptions) -> list[System]:
@@ -99,4 +102,5 @@ def load_recommender(folder: Path, *, catalog: Catalog, options: BeamOptions) ->
         beam_widths=options.beam_widths,
         normalisation=options.normalisation,
         continue_page=options.continue_page,
+        sample_seed=options.sample_seed,
     )

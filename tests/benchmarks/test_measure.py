@@ -36,6 +36,11 @@ def test_hallucination_is_that_of_free_beams():
     assert measure(Answers(ROWS, free), REQUESTS)["HaR@10"].tolist() == [0.2, 0.2]
 
 
+def test_samples_have_a_rate_of_their_own():
+    found = measure(Answers(ROWS, sampled_PK=np.array([[NO_ITEM], [4]])), REQUESTS)
+    assert found["HaR-s"].tolist() == [1, 0]
+
+
 def test_strata_hold_their_own_requests():
     means = summarise(measure(Answers(ROWS), REQUESTS), REQUESTS)
     assert means["NDCG@10/same_day"] == pytest.approx(1 / np.log2(3))

@@ -37,6 +37,26 @@ def test_answers_come_in_the_order_of_the_requests_whatever_the_batch(policy, ca
         assert torch.allclose(together.log_probs_PG, expected, atol=1e-5)
 
 
+def test_one_free_sample_follows_the_policys_probabilities(policy, catalog):
+    """2,000 equal requests, one free draw each: an item comes as often as its probability says."""
+    context = make_context([0])
+    over_codes = {"catalog": catalog, "normalisation": "level"}
+    items = BeamRecommender(policy, **over_codes).recommend([context], k=12, constrained=True)
+    sampler = BeamRecommender(policy, **over_codes, sample_seed=0)
+    drawn = sampler.recommend([context] * 2000, k=1, constrained=False)
+    expected = items.log_probs_PG.exp().sum()
+    assert 0.1 < expected < 0.9
+    assert abs(drawn.is_valid_PG.float().mean() - expected) < 4 * (expected * (1 - expected) / 2000).sqrt()
+
+
+def test_a_sample_is_its_seeds(policy, catalog):
+    def draw(seed):
+        sampler = BeamRecommender(policy, catalog=catalog, sample_seed=seed)
+        return sampler.recommend(contexts_of(), k=8, constrained=True).rows_PG.tolist()
+
+    assert draw(0) == draw(0) != draw(1)
+
+
 def test_no_request_gets_no_answer(policy, catalog):
     rollouts = BeamRecommender(policy, catalog=catalog).recommend([], k=4, constrained=True)
     assert rollouts.rows_PG.shape == (0, 4)
