@@ -1,5 +1,6 @@
 """What a user sees of a training run: one progress bar with the numbers that matter, and the run's records."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,10 +43,28 @@ class ProgressBar(ProgressCallback):
 
 
 class TrackerCallback(TrainerCallback):
-    """Sends every logged row to the tracker: ``train/<name>`` and ``eval/<name>``."""
+    """Sends every logged row to the tracker: ``train/<name>`` and ``eval/<name>``.
+
+    ``train/seconds`` is what this process's training steps took since the row before, evaluations not counted.
+    """
 
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
+        self._seconds = self._begun = 0.0
+
+    @override
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self._begun = time.perf_counter()
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock."""
+        self._seconds += time.perf_counter() - self._begun
 
     @override
     def on_log(
@@ -58,7 +77,10 @@ class TrackerCallback(TrainerCallback):
     ) -> None:
         """Log one row on the main process."""
         if state.is_world_process_zero and logs:
-            self.tracker.log({_section(name): value for name, value in logs.items()}, step=state.global_step)
+            row = {_section(name): value for name, value in logs.items()}
+            if "loss" in logs:
+                row["train/seconds"], self._seconds = self._seconds, 0.0
+            self.tracker.log(row, step=state.global_step)
 
 
 class TableCallback(TrainerCallback):

@@ -20,7 +20,27 @@ class Recorder(Tracker):
 def test_rows_are_sorted_into_train_and_eval():
     tracker = Recorder()
     TrackerCallback(tracker).on_log(None, STATE, None, logs={"loss": 1.0, "eval_hr@10": 0.2, "reward/raw": 0.3})
-    assert tracker.rows == [({"train/loss": 1.0, "eval/hr@10": 0.2, "train/reward/raw": 0.3}, 1)]
+    ((row, step),) = tracker.rows
+    assert {name: row[name] for name in ("train/loss", "eval/hr@10", "train/reward/raw")} == {
+        "train/loss": 1.0,
+        "eval/hr@10": 0.2,
+        "train/reward/raw": 0.3,
+    }
+    assert step == 1
+
+
+def test_seconds_are_those_of_the_steps_since_the_row_before(monkeypatch):
+    clock = iter([10.0, 12.0, 20.0, 21.0, 30.0, 35.0])  # steps of 2, 1 and 5 seconds
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    tracker = Recorder()
+    callback = TrackerCallback(tracker)
+    for n_steps in (2, 1):
+        for _ in range(n_steps):
+            callback.on_step_begin(None, STATE, None)
+            callback.on_step_end(None, STATE, None)
+        callback.on_log(None, STATE, None, logs={"eval_hr@10": 0.2})
+        callback.on_log(None, STATE, None, logs={"loss": 1.0})
+    assert [row.get("train/seconds") for row, _ in tracker.rows] == [None, 3.0, None, 5.0]
 
 
 def test_other_ranks_log_nothing():
