@@ -26,7 +26,7 @@ from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Answers, Requests
 from benchmarks.tables.protocols import PROTOCOLS, Protocol
 from benchmarks.tables.report import write_table
-from benchmarks.tables.scaling import draw_curves, read_curve
+from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
 from benchmarks.tables.systems import TABLES, SystemSpec
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.errors import ConfigError
@@ -86,10 +86,12 @@ def report(settings: Settings, protocol: str, parts: "ProtocolCells", specs: Seq
     file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
     requests = Requests.of(load_dataset(parts.data.folder).examples("test", max_history=None))
     write_table(answers, requests, specs=specs, protocol=protocol, file=file)
-    if settings.table == 2:
-        folders = {name: [parts.answers[name, seed].folder / "policy" for seed in answers[name]] for name in answers}
-        curves = {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
-        draw_curves(curves, file.with_name(f"{file.stem}_{protocol}_curves.png"))
+    policies = [spec.name for spec in specs if spec.kind == "policy" and spec.name in answers]
+    folders = {name: [parts.answers[name, seed].folder / "policy" for seed in answers[name]] for name in policies}
+    curves = {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
+    if curves:
+        draw = draw_targets if settings.table == 1 else draw_curves
+        draw(curves, file.with_name(f"{file.stem}_{protocol}_curves.png"))
     console.print(f"{protocol}: {len(answers)} systems in {file} and {file.with_suffix('.md')}")
 
 

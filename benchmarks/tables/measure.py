@@ -16,6 +16,7 @@ from genrec_rl.types import NO_ITEM, Example, Interval
 
 Columns = dict[str, Float[np.ndarray, " P"]]
 ACCURACY = (("Recall", metrics.recall), ("NDCG", metrics.ndcg), ("HR", metrics.hit_rate))
+BY_STRATUM = ("Recall@10", "NDCG@10", "HR@10")
 KS = {"Recall": (5, 10), "NDCG": (5, 10), "HR": (1, 10, 50)}
 
 
@@ -50,6 +51,22 @@ class Requests:
             is_same_day=np.array([follows_same_day(example) for example in examples]),
         )
 
+    @property
+    def strata(self) -> dict[str, Bool[np.ndarray, " P"]]:
+        """Return which requests are of each stratum, leaving out divisions of which one side is empty.
+
+        By the newest history item's day, which is the request's own or an earlier one; and by how many items are
+        positive.
+        """
+        has_several = np.array([len(positives) > 1 for positives in self.positives])
+        divisions = (("/same_day", "/new_day", self.is_same_day), ("/several", "/one", has_several))
+        return {
+            name: part
+            for yes, no, is_in in divisions
+            if 0 < is_in.sum() < len(is_in)
+            for name, part in ((yes, is_in), (no, ~is_in))
+        }
+
 
 def follows_same_day(example: Example) -> bool:
     """Whether the newest history item is of the request's own day (UTC)."""
@@ -83,13 +100,10 @@ def measure(answers: Answers, requests: Requests) -> Columns:
 
 
 def summarise(columns: Columns, requests: Requests) -> dict[str, float]:
-    """Return means: over all requests, and of accuracy over those whose target shares the day before it or not."""
-    strata = {"/same_day": requests.is_same_day, "/new_day": ~requests.is_same_day}
+    """Return means: of all metrics over all requests, and of the main ones over each stratum."""
     means = {name: float(values.mean()) for name, values in columns.items()}
-    for suffix, is_in in strata.items():
-        if 0 < is_in.sum() < len(is_in):
-            for name in ("Recall@10", "NDCG@10"):
-                means[name + suffix] = float(columns[name][is_in].mean())
+    for suffix, is_in in requests.strata.items():
+        means |= {name + suffix: float(columns[name][is_in].mean()) for name in BY_STRATUM}
     return means
 
 
@@ -105,17 +119,15 @@ def pair(
 
     The intervals hold the sampling of users, not of training seeds.
     """
-    strata = {"/same_day": requests.is_same_day, "/new_day": ~requests.is_same_day}
     found: dict[str, dict[str, Interval]] = {}
     for a, b in pairs:
         shared = [name for name in systems[a][0] if name in systems[b][0]]
         differences = {name: _mean(systems[a], name) - _mean(systems[b], name) for name in shared}
         key = f"{a}{PAIR}{b}"
         found[key] = metrics.bootstrap_columns(differences, requests.user_ids, n=draws, seed=seed)
-        for suffix, is_in in strata.items():
-            if 0 < is_in.sum() < len(is_in):
-                part = {f"{name}{suffix}": differences[name][is_in] for name in ("Recall@10", "NDCG@10")}
-                found[key] |= metrics.bootstrap_columns(part, requests.user_ids[is_in], n=draws, seed=seed)
+        for suffix, is_in in requests.strata.items():
+            part = {name + suffix: differences[name][is_in] for name in BY_STRATUM}
+            found[key] |= metrics.bootstrap_columns(part, requests.user_ids[is_in], n=draws, seed=seed)
     return found
 
 

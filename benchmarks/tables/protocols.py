@@ -8,6 +8,8 @@ ACCURACY = ("Recall@5", "NDCG@5", "Recall@10", "NDCG@10")
 STRATA = ("Recall@10/unseen", "NDCG@10/unseen", "Recall@10/same_day", "NDCG@10/same_day", "Recall@10/new_day",
           "NDCG@10/new_day")  # fmt: skip
 
+PAGES = ("HR@10", "HR@50", "NDCG@10", "HaR@10", "HaR@50", "HaR-s", "HR@10/one", "HR@10/several")
+
 
 @dataclass(frozen=True, slots=True)
 class Protocol:
@@ -48,8 +50,7 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
         ),
         "pages": Protocol(
             "Pages (leave-last-page-out)", "leave_last_page_out", 50,
-            ("HR@1", "HR@10", "HR@50", "Recall@10", "NDCG@10", "HaR@10", "HaR@50", "HaR-s"),
-            ("HR@10", "HR@50", "NDCG@10", "HaR@10", "HaR@50", "HaR-s"), "HR@10", prefix="pages:",
+            ("HR@1", "Recall@10", *PAGES), PAGES, "HR@10", prefix="pages:",
         ),
         "ties": Protocol(
             "Leave-one-out, the order inside a day shuffled", "leave_one_out", 20, (*ACCURACY, *STRATA),

@@ -1,4 +1,4 @@
-"""How the loss falls with size and training: the curves of Figure 2b, and a power law through their ends."""
+"""How the loss falls with training and size: the curves of Figures 2a and 2b, and a power law through their ends."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Float
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from safetensors import safe_open
 from scipy.optimize import curve_fit
 
@@ -19,11 +20,16 @@ mpl.use("Agg")
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Validation loss of one policy (nats a token, each positive after the history before its page), by epoch."""
+    """Validation loss of one policy (nats a token, each positive after the history before its page).
+
+    Each loss has its ``epochs``, ``tokens`` (input places, padding included) and ``seconds`` (of training steps).
+    """
 
     n_parameters: int
     epochs: list[float]
     losses: list[float]
+    tokens: list[float]
+    seconds: list[float]
 
     @property
     def best(self) -> float:
@@ -51,16 +57,20 @@ def read_curve(policy_dir: Path) -> Curve:
         DataError: when it was never evaluated.
     """
     rows = [json.loads(line) for line in (policy_dir / "metrics.jsonl").read_text().splitlines()]
-    epoch, points = 0.0, {}
+    epoch = tokens = seconds = 0.0
+    points: dict[float, tuple[float, float, float]] = {}
     for row in rows:
-        epoch = row.get("train/epoch", epoch)
+        epoch, tokens = row.get("train/epoch", epoch), row.get("train/num_input_tokens_seen", tokens)
+        seconds += row.get("train/seconds", 0.0)
         if "eval/loss" in row:
-            points[row.get("eval/epoch", epoch)] = row["eval/loss"]
+            points[row.get("eval/epoch", epoch)] = (row["eval/loss"], tokens, seconds)
     if not points:
         raise DataError(f"{policy_dir / 'metrics.jsonl'} holds no eval/loss; train with an eval_strategy")
     with safe_open(policy_dir / "model.safetensors", "np") as weights:
         sizes = [np.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
-    return Curve(int(sum(sizes)), sorted(points), [points[at] for at in sorted(points)])
+    epochs = sorted(points)
+    losses, tokens_at, seconds_at = (list(column) for column in zip(*(points[at] for at in epochs), strict=True))
+    return Curve(int(sum(sizes)), epochs, losses, tokens_at, seconds_at)
 
 
 def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n"]:
@@ -83,6 +93,18 @@ def fit_power_law(curves: Sequence[Curve]) -> PowerLaw | None:
     return PowerLaw(*map(float, found))
 
 
+def draw_targets(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
+    """Draw losses over tokens and over seconds, a line a system (the first seed's): Figure 2a."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    for name, (curve, *_) in curves.items():
+        left.plot(np.array(curve.tokens) / 1e6, curve.losses, marker="o", markersize=3, label=name)
+        right.plot(np.array(curve.seconds) / 60, curve.losses, marker="o", markersize=3)
+    left.set(xlabel="tokens read (millions, padding included)", ylabel="validation loss (nats a token)")
+    right.set(xlabel="minutes of training steps")
+    left.legend(frameon=False, fontsize=8)
+    _save(figure, file)
+
+
 def draw_curves(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
     """Draw losses over epochs, a line a size (the first seed's), and their lowest over parameters with the law."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -99,7 +121,11 @@ def draw_curves(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
     left.set(xlabel="epoch", ylabel="validation loss (nats a token)")
     left.legend(frameon=False, fontsize=8)
     right.set(xlabel="parameters", xscale="log")
-    for axes in (left, right):
+    _save(figure, file)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)
     plt.close(figure)

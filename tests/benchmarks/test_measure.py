@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,20 @@ def test_strata_hold_their_own_requests():
     assert means["NDCG@10/same_day"] == pytest.approx(1 / np.log2(3))
     assert means["NDCG@10/new_day"] == 1
     assert means["NDCG@10"] == pytest.approx((1 / np.log2(3) + 1) / 2)
+
+
+def test_strata_divide_by_day_and_by_number_of_positives():
+    requests = replace(REQUESTS, positives=[np.array([3]), np.array([5, 6])])
+    assert {name: part.tolist() for name, part in requests.strata.items()} == {
+        "/same_day": [True, False],
+        "/new_day": [False, True],
+        "/several": [False, True],
+        "/one": [True, False],
+    }
+
+
+def test_division_with_an_empty_side_is_left_out():
+    assert set(REQUESTS.strata) == {"/same_day", "/new_day"}
 
 
 def test_pairs_compare_the_mean_of_the_seeds_user_by_user():

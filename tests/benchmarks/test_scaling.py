@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.tables.scaling import Curve, draw_curves, fit_power_law, read_curve
+from benchmarks.tables.scaling import Curve, draw_curves, draw_targets, fit_power_law, read_curve
 from genrec_rl.errors import DataError
 
 SIZES = (100_000, 400_000, 1_600_000, 6_400_000, 25_600_000)
 
 
 def curve(n_parameters: int, loss: float) -> Curve:
-    return Curve(n_parameters, [1.0, 2.0], [loss + 1, loss])
+    return Curve(n_parameters, [1.0, 2.0], [loss + 1, loss], [1e6, 2e6], [60.0, 120.0])
 
 
 def test_power_law_is_found_again():
@@ -24,17 +24,29 @@ def test_three_sizes_are_too_few_for_a_law():
 
 
 def test_curve_is_read_off_a_run(tmp_path):
-    rows = [{"step": 1, "train/epoch": 0.5}, {"eval/loss": 4.0}, {"train/epoch": 1.0}, {"eval/loss": 3.0}]
+    rows = [
+        {"train/epoch": 0.25, "train/seconds": 3.0, "train/num_input_tokens_seen": 70},
+        {"train/epoch": 0.5, "train/seconds": 2.0, "train/num_input_tokens_seen": 140},
+        {"eval/loss": 4.0},
+        {"train/epoch": 1.0, "train/seconds": 4.0, "train/num_input_tokens_seen": 280},
+        {"eval/loss": 3.0},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, tmp_path / "model.safetensors")
     found = read_curve(tmp_path)
     assert (found.n_parameters, found.epochs, found.losses, found.best) == (17, [0.5, 1.0], [4.0, 3.0], 3.0)
+    assert (found.tokens, found.seconds) == ([140, 280], [5.0, 9.0])
 
 
 def test_run_without_evaluation_is_refused(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"train/loss": 1}) + "\n")
     with pytest.raises(DataError, match="no eval/loss"):
         read_curve(tmp_path)
+
+
+def test_pictures_of_targets_are_drawn(tmp_path):
+    draw_targets({"page": [curve(10, 3.0)], "item": [curve(10, 2.5), curve(10, 2.6)]}, tmp_path / "t.png")
+    assert (tmp_path / "t.png").stat().st_size > 10_000
 
 
 def test_picture_holds_all_sizes(tmp_path):
