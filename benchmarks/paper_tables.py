@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
 from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.measure import NARROW, Answers, Requests
 from benchmarks.tables.protocols import PROTOCOLS, Protocol
 from benchmarks.tables.report import write_table
 from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
@@ -180,16 +180,17 @@ def answer(
     dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
     recommender = load(protocol, spec, seed, dataset, catalog, folder)
     examples = dataset.examples("test", max_history=PROTOCOLS[protocol].max_history)
-    plan = Plan(ks=(10,), beams=settings.beams, draws=1)
-    kinds: list[Decoding] = ["constrained", "unconstrained"] if spec.kind == "policy" else ["constrained"]
-    rows = {
-        kind: predict(recommender, examples, name=spec.name, decoding=kind, plan=plan, scorers={}).rows_PK
-        for kind in kinds
-    }
+
+    def ask(recommender: Recommender, beams: int, decoding: Decoding) -> np.ndarray:
+        plan = Plan(ks=(1,), beams=beams, draws=1)
+        return predict(recommender, examples, name=spec.name, decoding=decoding, plan=plan, scorers={}).rows_PK
+
+    rows = {"constrained": ask(recommender, settings.beams, "constrained")}
     if spec.kind == "policy":
         sampler = load(protocol, spec, seed, dataset, catalog, folder, sample_seed=seed)
-        contexts = [example.context for example in examples]
-        rows["sampled"] = sampler.recommend(contexts, k=1, constrained=False).rows_PG.numpy()
+        rows["narrow"] = ask(recommender, NARROW, "constrained")
+        rows["free"] = ask(recommender, settings.beams, "unconstrained")
+        rows["sampled"] = ask(sampler, 1, "unconstrained")
     np.savez_compressed(folder / ANSWERS, allow_pickle=False, **{k: v.astype(np.int32) for k, v in rows.items()})
 
 
@@ -245,7 +246,7 @@ def load_answers(cell: Cell) -> Answers | None:
     if cell.record() is None:
         return None
     with np.load(cell.folder / ANSWERS, allow_pickle=False) as arrays:
-        return Answers(arrays["constrained"], arrays.get("unconstrained"), arrays.get("sampled"))
+        return Answers(**{f"{kind}_PK": arrays[kind] for kind in arrays})
 
 
 if __name__ == "__main__":

@@ -17,17 +17,19 @@ from genrec_rl.types import NO_ITEM, Example, Interval
 Columns = dict[str, Float[np.ndarray, " P"]]
 ACCURACY = (("Recall", metrics.recall), ("NDCG", metrics.ndcg), ("HR", metrics.hit_rate))
 BY_STRATUM = ("Recall@10", "NDCG@10", "HR@10")
+NARROW = 20
 KS = {"Recall": (5, 10), "NDCG": (5, 10), "HR": (1, 10, 50)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answers:
-    """Rows of catalogue items, best first: constrained, and, of a policy, those of free beams and of free samples.
+    """Rows of catalogue items, best first: constrained; and, of a policy, of fewer beams, free ones, free samples.
 
     NO_ITEM is an invalid SID.
     """
 
     constrained_PK: Int[np.ndarray, "P K"]
+    narrow_PK: Int[np.ndarray, "P K"] | None = None
     free_PK: Int[np.ndarray, "P K"] | None = None
     sampled_PK: Int[np.ndarray, "P K"] | None = None
 
@@ -87,9 +89,13 @@ def measure(answers: Answers, requests: Requests) -> Columns:
     """Return one number a request for every metric: accuracy, the same without seen items, HaR of free answers."""
     columns: Columns = {}
     lists = {"": answers.constrained_PK, "/unseen": without_seen(answers.constrained_PK, requests.seen)}
+    if answers.narrow_PK is not None:
+        lists[f"/{NARROW}_beams"] = answers.narrow_PK
     for suffix, rows_PK in lists.items():
         for name, metric in ACCURACY:
             for k in KS[name]:
+                if k > rows_PK.shape[1]:
+                    continue
                 columns[f"{name}@{k}{suffix}"] = metric(rows_PK, requests.positives, k=k)
     if answers.free_PK is not None:
         for k in (10, 50):

@@ -8,6 +8,7 @@ ACCURACY = ("Recall@5", "NDCG@5", "Recall@10", "NDCG@10")
 STRATA = ("Recall@10/unseen", "NDCG@10/unseen", "Recall@10/same_day", "NDCG@10/same_day", "Recall@10/new_day",
           "NDCG@10/new_day")  # fmt: skip
 
+NARROW = ("Recall@10/20_beams", "NDCG@10/20_beams")
 PAGES = ("HR@10", "HR@50", "NDCG@10", "HaR@10", "HaR@50", "HaR-s", "HR@10/one", "HR@10/several")
 
 
@@ -45,7 +46,7 @@ class Protocol:
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
         "loo": Protocol(
-            "Leave-one-out", "leave_one_out", 20, (*ACCURACY, "HR@1", "HaR@10", "HaR-s", *STRATA),
+            "Leave-one-out", "leave_one_out", 20, (*ACCURACY, "HR@1", "HaR@10", "HaR-s", *NARROW, *STRATA),
             ("Recall@10", "NDCG@10"), "Recall@10", is_next_item=True,
         ),
         "pages": Protocol(

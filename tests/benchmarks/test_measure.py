@@ -35,7 +35,13 @@ def test_metrics_by_hand():
 
 def test_hallucination_is_that_of_free_beams():
     free = np.where(np.arange(50) % 5 == 0, NO_ITEM, ROWS)
-    assert measure(Answers(ROWS, free), REQUESTS)["HaR@10"].tolist() == [0.2, 0.2]
+    assert measure(Answers(ROWS, free_PK=free), REQUESTS)["HaR@10"].tolist() == [0.2, 0.2]
+
+
+def test_fewer_beams_have_numbers_of_their_own():
+    found = measure(Answers(ROWS, narrow_PK=ROWS[:, 1:21]), REQUESTS)
+    assert found["Recall@10/20_beams"].tolist() == [1, 0]
+    assert "HR@50/20_beams" not in found
 
 
 def test_samples_have_a_rate_of_their_own():

@@ -39,7 +39,7 @@ def test_other_protocols_stay_when_one_is_written_again():
 
 def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
     file = tmp_path / "table1_beauty.json"
-    answers = {"genrec": {0: Answers(HIT, HIT), 1: Answers(MISS, MISS)}, "tiger": {0: Answers(MISS)}}
+    answers = {"genrec": {0: Answers(HIT, free_PK=HIT), 1: Answers(MISS, free_PK=MISS)}, "tiger": {0: Answers(MISS)}}
     for protocol in PROTOCOLS:
         write_table(answers, REQUESTS, specs=TABLE_1, protocol=protocol, file=file)
     result = json.loads(file.read_text())
