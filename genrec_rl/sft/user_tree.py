@@ -16,6 +16,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import Answers
 
 COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels", "node")
+KEPT_ROWS = 1 << 15
+"""Windows whose rows are kept for the next epoch: a few kilobytes each."""
 ROOM = 1.5
 """Width of a batch's rows in longest windows, at most: padding falls with it, the square of attention grows."""
 
@@ -105,7 +108,7 @@ def tree_row(
 
 
 def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | None = None) -> Dataset:
-    """Return a dataset of windows, written when a row is read; with ``siblings``, for a softmax over children.
+    """Return a dataset of windows, written when a row is first read; with ``siblings``, for a softmax over children.
 
     Raises:
         ConfigError: with separators between pages, where a history's last item is written differently in its
@@ -117,8 +120,12 @@ def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | N
         )
     windows = cut_windows(answers, max_history=prompts.grammar.max_history)
 
+    @lru_cache(maxsize=KEPT_ROWS)
+    def row_of(i: int) -> dict[str, Int[np.ndarray, " S"]]:
+        return tree_row(answers, windows[i], prompts, siblings)
+
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [tree_row(answers, windows[i], prompts, siblings) for i in batch["window"]]
+        rows = [row_of(i) for i in batch["window"]]
         return {name: [row[name] for row in rows] for name in COLUMNS}
 
     return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)
