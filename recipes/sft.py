@@ -37,7 +37,9 @@ class Settings:
     )
     item_dropout: float = field(default=0.5, metadata={"help": "dropout of that vector"})
     merge: bool = field(default=True, metadata={"help": "one vector per prompt item (eq. 5); false: w/o TM"})
-    separator: Literal["item", "page", "none"] = field(default="item", metadata={"help": "item | page | none"})
+    separator: Literal["item", "day", "page", "none"] = field(
+        default="item", metadata={"help": "after each item | item, and whether the day goes on | page | none"}
+    )
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
     target: str = field(
         default="page", metadata={"help": "page (eq. 3, 4) | item (vanilla NTP) | running; or joined: page+running"}

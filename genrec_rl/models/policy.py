@@ -89,12 +89,13 @@ def create_policy(
     if item_embedding and not grammar.merge:
         raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
     packed = torch.from_numpy(np.unique(pack_sids(catalog.codes)))
+    tells_days = grammar.separator == "day"
     if isinstance(backbone, BackboneSize):
-        tokenizer: PreTrainedTokenizerBase = build_tokenizer(catalog.codebook_sizes)
+        tokenizer: PreTrainedTokenizerBase = build_tokenizer(catalog.codebook_sizes, tells_days=tells_days)
         base = backbone.config()
     else:
         base, tokenizer = _read_backbone(backbone)
-        extend_tokenizer(tokenizer, catalog.codebook_sizes)
+        extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days)
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     config = GenRecQwen2Config.from_dict(
         base.to_dict()

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from string import ascii_lowercase
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -20,13 +20,15 @@ from torch import Tensor
 
 from genrec_rl.data.pages import DAY
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.sids.vocab import HISTORY_TOKEN, SEPARATOR_TOKEN, SidVocab
+from genrec_rl.sids.vocab import HISTORY_TOKEN, SAME_DAY_TOKEN, SEPARATOR_TOKEN, SidVocab
 from genrec_rl.types import Context
 
 PACKED = 1 << 62
 """Ids from here on are packed SIDs, far above any vocabulary."""
 
 GRAMMAR_VERSION = 1
+
+Separator = Literal["item", "day", "page", "none"]
 
 
 def bits_per_level(n_levels: int) -> int:
@@ -54,23 +56,25 @@ def unpack_sids(packed: Int[Tensor, "*shape"], n_levels: int) -> Int[Tensor, "*s
 class PromptGrammar:
     """Choices of the grammar; their digest travels with every checkpoint.
 
-    ``separator`` puts ``<|sep|>`` after each item (the paper's "about 2x" shorter prompts), after each page,
-    or nowhere (3x). ``max_history`` keeps the most recent items.
+    ``separator`` puts ``<|sep|>`` after each item (the paper's "about 2x" shorter prompts), after each page, or
+    nowhere (3x). ``day`` is ``item``, but ``<|same_day|>`` where what follows, an item or at the end the request, is
+    of the item's own day (UTC): the policy then knows when it is asked. ``max_history`` keeps the most recent items.
     """
 
     merge: bool = True
-    separator: Literal["item", "page", "none"] = "item"
+    separator: Separator = "item"
     max_history: int = 50
 
     def __post_init__(self) -> None:
-        if self.separator not in ("item", "page", "none"):
-            raise ConfigError(f"separator '{self.separator}' is not one of item, page, none")
+        if self.separator not in get_args(Separator):
+            raise ConfigError(f"separator '{self.separator}' is not one of {', '.join(get_args(Separator))}")
         if self.max_history < 1:
             raise ConfigError(f"max_history is {self.max_history}, at least 1 is needed")
 
     def digest(self, vocab: SidVocab) -> str:
         """Hash of everything that decides which ids a history becomes."""
-        facts = {"version": GRAMMAR_VERSION, "grammar": asdict(self), "vocab": asdict(vocab)}
+        places = {name: place for name, place in asdict(vocab).items() if place is not None}
+        facts = {"version": GRAMMAR_VERSION, "grammar": asdict(self), "vocab": places}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -91,6 +95,10 @@ class PromptEncoder:
     def __init__(self, grammar: PromptGrammar, vocab: SidVocab, codes: Int[np.ndarray, "n L"]) -> None:
         if codes.shape[1] != vocab.n_levels:
             raise DataError(f"the catalogue has {codes.shape[1]} SID levels, the vocabulary {vocab.n_levels}")
+        if grammar.separator == "day" and vocab.same_day_id is None:
+            raise DataError(
+                f"the vocabulary lacks {SAME_DAY_TOKEN}, which separator day writes; make the policy again"
+            )
         self.grammar = grammar
         self.vocab = vocab
         self._tokens = codes.astype(np.int64) + np.asarray(vocab.level_starts)
@@ -98,10 +106,14 @@ class PromptEncoder:
 
     def prompt(self, context: Context) -> Int[np.ndarray, " S"]:
         """Write a context as ids: one for ``<|history|>``, then the history, oldest first."""
-        history = context.history[-self.grammar.max_history :]
-        pieces = self._pieces[history]
-        closes = self._closes(context.history_pages[-self.grammar.max_history :])
-        body = np.concatenate([pieces, np.full((len(history), 1), self.vocab.separator_id)], axis=1)
+        newest = slice(-self.grammar.max_history, None)
+        pieces = self._pieces[context.history[newest]]
+        closes = self._closes(context.history_pages[newest])
+        separators = np.full(len(pieces), self.vocab.separator_id)
+        if self.grammar.separator == "day":
+            days = np.append(context.history_times[newest], context.time) // DAY
+            separators[days[1:] == days[:-1]] = self.vocab.same_day_id
+        body = np.concatenate([pieces, separators[:, None]], axis=1)
         keep = np.concatenate([np.ones(pieces.shape, bool), closes[:, None]], axis=1)
         return np.concatenate([[self.vocab.history_id], body[keep]])
 
@@ -125,7 +137,7 @@ class PromptEncoder:
     def _closes(self, pages: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         if self.grammar.separator == "page":
             return np.append(pages[1:] != pages[:-1], True)[: len(pages)]
-        return np.full(len(pages), self.grammar.separator == "item")
+        return np.full(len(pages), self.grammar.separator != "none")
 
     def answer(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m*L"]:
         """Write items at full resolution, as a page is generated and supervised (eq. 4)."""
@@ -146,6 +158,8 @@ class PromptEncoder:
         starts = self.vocab.level_starts
         names = {self.vocab.history_id: HISTORY_TOKEN, self.vocab.separator_id: SEPARATOR_TOKEN}
         names[self.vocab.pad_id] = ""
+        if self.vocab.same_day_id is not None:
+            names[self.vocab.same_day_id] = SAME_DAY_TOKEN
         words = []
         for i in ids:
             if i >= PACKED:

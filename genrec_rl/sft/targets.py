@@ -51,9 +51,10 @@ class Answers:
         return self.table.history_items[self.entries[i] : self.entries[i] + 1]
 
     def history(self, start: int, end: int) -> Context:
-        """Return a stretch of the table's history as a context."""
+        """Return a stretch of the table's history as a context, asked when the item after it came."""
         table, span = self.table, slice(start, end)
-        return Context("", 0, table.history_items[span], table.history_times[span], table.history_pages[span])
+        time = int(table.history_times[min(end, len(table.history_times) - 1)])
+        return Context("", time, table.history_items[span], table.history_times[span], table.history_pages[span])
 
     def context(self, i: int, *, max_history: int) -> Context:
         """Return what answer i knows, at most the newest ``max_history`` items."""

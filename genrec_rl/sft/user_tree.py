@@ -116,7 +116,7 @@ def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | N
     """
     if prompts.grammar.separator == "page":
         raise ConfigError(
-            "packing user_tree needs separator item or none; with separator page set `packing_pages: none`"
+            "packing user_tree needs separator item, day or none; with separator page set `packing_pages: none`"
         )
     windows = cut_windows(answers, max_history=prompts.grammar.max_history)
 

@@ -18,19 +18,24 @@ from genrec_rl.errors import ConfigError, DataError
 
 HISTORY_TOKEN = "<|history|>"
 SEPARATOR_TOKEN = "<|sep|>"
+SAME_DAY_TOKEN = "<|same_day|>"
 PAD_TOKEN = "<|pad|>"
 END_TOKEN = "<|end|>"
 
 
 @dataclass(frozen=True, slots=True)
 class SidVocab:
-    """Where the SID tokens and the prompt's special tokens lie in a vocabulary."""
+    """Where the SID tokens and the prompt's special tokens lie in a vocabulary.
+
+    ``same_day_id`` is None where prompts do not tell days apart.
+    """
 
     codebook_sizes: tuple[int, ...]
     sid_token_start: int
     history_id: int
     separator_id: int
     pad_id: int
+    same_day_id: int | None = None
 
     @property
     def n_levels(self) -> int:
@@ -60,9 +65,10 @@ def sid_tokens(codebook_sizes: Sequence[int]) -> list[str]:
     return [f"<{ascii_lowercase[lv]}_{c}>" for lv, size in enumerate(codebook_sizes) for c in range(size)]
 
 
-def build_tokenizer(codebook_sizes: Sequence[int]) -> PreTrainedTokenizerFast:
-    """Build the tokenizer of a policy trained from scratch: four special tokens and the SID tokens."""
-    words = [PAD_TOKEN, END_TOKEN, HISTORY_TOKEN, SEPARATOR_TOKEN, *sid_tokens(codebook_sizes)]
+def build_tokenizer(codebook_sizes: Sequence[int], *, tells_days: bool = False) -> PreTrainedTokenizerFast:
+    """Build the tokenizer of a policy trained from scratch: special tokens and the SID tokens."""
+    prompt_tokens = _prompt_tokens(tells_days=tells_days)
+    words = [PAD_TOKEN, END_TOKEN, *prompt_tokens, *sid_tokens(codebook_sizes)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=PAD_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -70,15 +76,21 @@ def build_tokenizer(codebook_sizes: Sequence[int]) -> PreTrainedTokenizerFast:
         pad_token=PAD_TOKEN,
         eos_token=END_TOKEN,
         unk_token=PAD_TOKEN,
-        additional_special_tokens=[HISTORY_TOKEN, SEPARATOR_TOKEN],
+        additional_special_tokens=prompt_tokens,
         clean_up_tokenization_spaces=False,
     )
 
 
-def extend_tokenizer(tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int]) -> None:
+def extend_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int], *, tells_days: bool = False
+) -> None:
     """Add the special tokens and the SID tokens to a language model's tokenizer, in place."""
-    tokenizer.add_tokens([HISTORY_TOKEN, SEPARATOR_TOKEN], special_tokens=True)
+    tokenizer.add_tokens(_prompt_tokens(tells_days=tells_days), special_tokens=True)
     tokenizer.add_tokens(sid_tokens(codebook_sizes))
+
+
+def _prompt_tokens(*, tells_days: bool) -> list[str]:
+    return [HISTORY_TOKEN, SEPARATOR_TOKEN, *([SAME_DAY_TOKEN] if tells_days else [])]
 
 
 def vocab_of(tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int]) -> SidVocab:
@@ -102,4 +114,5 @@ def vocab_of(tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int]) 
         history_id=ids[0],
         separator_id=ids[1],
         pad_id=tokenizer.pad_token_id,
+        same_day_id=known.get(SAME_DAY_TOKEN),
     )

@@ -23,6 +23,13 @@ def test_round_trip_is_bit_equal(policy, catalog, tmp_path):
     assert loaded.prompts.grammar == policy.prompts.grammar
 
 
+def test_policy_that_tells_days_is_loaded_with_its_token(catalog, tmp_path):
+    policy = make_policy(catalog, grammar=PromptGrammar(separator="day"))
+    policy.save_pretrained(tmp_path)
+    assert load_policy(tmp_path, catalog=catalog).vocab == policy.vocab
+    assert policy.tokenizer.convert_ids_to_tokens(policy.vocab.same_day_id) == "<|same_day|>"
+
+
 def test_auto_model_loads_a_policy(policy, tmp_path):
     policy.save_pretrained(tmp_path)
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(policy.model)

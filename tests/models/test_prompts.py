@@ -6,12 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genrec_rl.data.pages import DAY
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.models.prompts import PACKED, PromptEncoder, PromptGrammar, pack_sids, unpack_sids
 from genrec_rl.sids.vocab import SidVocab
 from tests.fixtures import make_context
 
 VOCAB = SidVocab(codebook_sizes=(4, 4), sid_token_start=10, history_id=1, separator_id=2, pad_id=0)
+DIGEST = "c1a54595ee7828900f2c279d62711ac8094037f4b972831dab6e0c13dc4c183f"
 PARALLEL = ("history", "history_times", "history_pages")
 CODES = np.array([[0, 1], [2, 3], [3, 0]])
 
@@ -44,6 +46,26 @@ def test_unmerged_item_takes_one_place_a_level():
 def test_page_separator_closes_each_page():
     ids = encoder(merge=False, separator="page").prompt(make_context([1, 2, 0], pages=[5, 5, 6]))
     assert ids.tolist() == [1, 12, 17, 13, 14, 2, 10, 15, 2]
+
+
+def test_day_separator_says_whether_what_follows_is_of_the_same_day():
+    vocab = replace(VOCAB, same_day_id=3)
+    context = replace(make_context([1, 2, 0]), history_times=np.array([0, DAY - 1, DAY]), time=2 * DAY - 1)
+    ids = PromptEncoder(PromptGrammar(merge=False, separator="day"), vocab, CODES).prompt(context)
+    assert ids.tolist() == [1, 12, 17, 3, 13, 14, 2, 10, 15, 3]
+    newest = PromptEncoder(PromptGrammar(merge=False, separator="day", max_history=1), vocab, CODES)
+    assert newest.prompt(replace(context, time=2 * DAY)).tolist() == [1, 10, 15, 2]
+    assert newest.render(ids[-3:]) == "<a_0> <b_1> <|same_day|>"
+
+
+def test_day_separator_needs_its_token():
+    with pytest.raises(DataError, match=r"lacks <\|same_day\|>"):
+        encoder(separator="day")
+
+
+def test_digest_of_a_vocabulary_without_days_is_as_it_was():
+    """Policies made before days could be told load as before."""
+    assert PromptGrammar().digest(VOCAB) == DIGEST
 
 
 def test_no_separator():
@@ -82,7 +104,7 @@ def test_digest_changes_with_every_choice(change):
 
 
 def test_wrong_choices_are_refused():
-    with pytest.raises(ConfigError, match="separator 'comma' is not one of item, page, none"):
+    with pytest.raises(ConfigError, match="separator 'comma' is not one of item, day, page, none"):
         PromptGrammar(separator="comma")
     with pytest.raises(ConfigError, match="max_history is 0"):
         PromptGrammar(max_history=0)

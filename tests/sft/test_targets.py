@@ -61,6 +61,12 @@ def test_context_is_cut_to_the_newest_items():
     assert [answers.context(i, max_history=2).history.tolist() for i in range(3)] == [[1, 2], [2, 3], [3, 4]]
 
 
+def test_answer_is_asked_for_when_its_item_came():
+    answers = answers_of(TABLE, np.array([2]), target="running", max_items=10)
+    times = TABLE.history_times
+    assert [answers.context(i, max_history=9).time for i in range(3)] == [times[3], times[4], times[5]]
+
+
 def test_history_never_reaches_into_another_user():
     answers = answers_of(TABLE, np.arange(6), target="page", max_items=10)
     assert [answers.context(i, max_history=9).history.tolist() for i in (3, 4, 5)] == [[], [6], []]

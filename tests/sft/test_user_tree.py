@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from genrec_rl.data.pages import PageTable
+from genrec_rl.data.pages import DAY, PageTable
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import TRUNK
 from genrec_rl.models.prompts import PromptGrammar
@@ -14,7 +14,7 @@ from tests.fixtures import make_policy
 
 
 def make_table(users: list[list[list[int]]]) -> PageTable:
-    """Every user's pages, each a list of clicked items; the history is all items of the user's earlier pages."""
+    """Every user's pages, each a list of clicked items, two a day; the history is all items of earlier pages."""
     rows = [(user, page) for user, pages in enumerate(users) for page in pages]
     items = [item for _, page in rows for item in page]
     starts, ends, begin = [], [], 0
@@ -33,7 +33,7 @@ def make_table(users: list[list[list[int]]]) -> PageTable:
         items=np.array(items, np.int32),
         actions=np.full(len(items), Action.CLICK, np.int8),
         history_items=np.array(items, np.int32),
-        history_times=np.arange(len(items)),
+        history_times=np.arange(len(items)) * (DAY // 2),
         history_pages=np.repeat(np.arange(len(rows)), [len(page) for _, page in rows]).astype(np.int32),
         history_start=np.array(starts),
         history_end=np.array(ends),
@@ -56,7 +56,7 @@ def loss_of(model, batch) -> torch.Tensor:
     return -scores.gather(2, labels.clamp(min=0)[..., None])[..., 0][labels >= 0].sum()
 
 
-@pytest.mark.parametrize("grammar", [{}, {"merge": False}, {"separator": "none"}], ids=str)
+@pytest.mark.parametrize("grammar", [{}, {"merge": False}, {"separator": "none"}, {"separator": "day"}], ids=str)
 @pytest.mark.parametrize("target", ["page", "item", "running", "page+running"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_tree_has_the_loss_and_gradient_of_one_row_an_answer(catalog, grammar, target, attention):
