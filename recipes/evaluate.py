@@ -47,9 +47,9 @@ class Settings:
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
     batch_size: int = field(default=64, metadata={"help": "requests decoded at once"})
     beam_widths: list[int] | None = field(default=None, metadata={"help": "beams of each level; none: always beams"})
-    normalisation: Literal["vocabulary", "level", "children"] = field(
-        default="vocabulary",
-        metadata={"help": "probabilities over all tokens, as trained, a level's codes, or those of real items"},
+    normalisation: Literal["vocabulary", "level", "children"] | None = field(
+        default=None,
+        metadata={"help": "probabilities over all tokens, a level's codes, real items' | none: as trained"},
     )
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32", metadata={"help": "of the weights; bfloat16 is faster where the machine computes in it"}

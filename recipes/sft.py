@@ -65,7 +65,6 @@ class Settings:
 
 def main(argv: list[str] | None = None) -> None:
     from genrec_rl.data.store import load_dataset
-    from genrec_rl.decoding.beam_search import Normalisation
     from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
     from genrec_rl.models.lora import lora_config, merge_lora
@@ -93,12 +92,12 @@ def main(argv: list[str] | None = None) -> None:
         scale_embeddings=settings.scale_embeddings,
         item_embedding=settings.item_embedding,
         item_dropout=settings.item_dropout,
+        softmax=settings.softmax,
         seed=args.seed,
     )
     valid = dataset.examples("valid", max_history=settings.max_history)
     target = {"target": settings.target, "max_items": settings.max_page_items, "max_exposed": settings.max_exposed}
-    rows = pack(dataset, policy, catalog, packing=settings.packing_pages, softmax=settings.softmax, **target)
-    normalisation: Normalisation = "children" if settings.softmax == "children" else "vocabulary"
+    rows = pack(dataset, policy, catalog, packing=settings.packing_pages, **target)
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
@@ -114,9 +113,7 @@ def main(argv: list[str] | None = None) -> None:
             callbacks=[TrackerCallback(tracker)],
             validation=Validation(
                 valid,
-                BeamRecommender(
-                    policy, catalog=catalog, continue_page=settings.continue_page, normalisation=normalisation
-                ),
+                BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),
                 beams=settings.eval_beams,
                 measure_hallucination=settings.eval_hallucination,
             ),

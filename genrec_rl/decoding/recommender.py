@@ -25,7 +25,7 @@ class BeamRecommender:
         catalog: what SIDs mean.
         batch_size: requests decoded at once; requests of similar length go together.
         beam_widths: beams of each level in place of k at every level; the last must be k.
-        normalisation: see ``BeamPlan``.
+        normalisation: see ``BeamPlan``; None is what the policy was trained with.
         continue_page: read the items of the request's own day as the beginning of the answer, see
             ``PromptEncoder.running_prompt``.
         sample_seed: draw answers without repeats (Gumbel top-k), the same at every call, in place of the best; one
@@ -39,7 +39,7 @@ class BeamRecommender:
         catalog: Catalog,
         batch_size: int = 64,
         beam_widths: Sequence[int] | None = None,
-        normalisation: Normalisation = "vocabulary",
+        normalisation: Normalisation | None = None,
         continue_page: bool = False,
         sample_seed: int | None = None,
     ) -> None:
@@ -49,7 +49,7 @@ class BeamRecommender:
         self.catalog = catalog
         self.batch_size = batch_size
         self.beam_widths = beam_widths
-        self.normalisation: Normalisation = normalisation
+        self.normalisation: Normalisation = normalisation or policy.model.config.softmax
         self.sample_seed = sample_seed
         self.write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
 

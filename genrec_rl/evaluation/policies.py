@@ -44,7 +44,7 @@ class BeamOptions:
 
     batch_size: int = 64
     beam_widths: tuple[int, ...] | None = None
-    normalisation: Normalisation = "vocabulary"
+    normalisation: Normalisation | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     continue_page: bool = False
     sample_seed: int | None = None
@@ -57,7 +57,7 @@ class BeamOptions:
         widths = (1,) if self.beam_widths is None else self.beam_widths
         if not all(isinstance(width, int) for width in widths):
             raise ConfigError(f"beam_widths {list(widths)} are not whole numbers")
-        BeamPlan(widths, self.normalisation)
+        BeamPlan(widths, self.normalisation or "vocabulary")
 
     def check(self, *, beams: int, n_levels: int) -> None:
         """Refuse widths that do not fit the catalogue's levels or the number of answers.
@@ -75,7 +75,12 @@ class BeamOptions:
         """Return the choices in words, for the protocol."""
         widths = self.beam_widths or (beams,)
         beams_by_level = ", ".join(map(str, widths))
-        over = {"vocabulary": "the whole vocabulary", "level": "a level's codes", "children": "codes of real items"}
+        over = {
+            None: "what the policy was trained with",
+            "vocabulary": "the whole vocabulary",
+            "level": "a level's codes",
+            "children": "codes of real items",
+        }
         page = "; the request's own day begins the answer" if self.continue_page else ""
         drawn = "" if self.sample_seed is None else f"; drawn with seed {self.sample_seed}, not the best"
         over_what = over[self.normalisation]

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from genrec_rl.models.prompts import PromptEncoder, PromptGrammar, pack_sids
 from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.vocab import SidVocab, build_tokenizer, extend_tokenizer, vocab_of
+
+Softmax = Literal["vocabulary", "children"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,6 +68,7 @@ def create_policy(
     scale_embeddings: bool = False,
     item_embedding: bool = False,
     item_dropout: float = 0.0,
+    softmax: Softmax = "vocabulary",
     seed: int = 0,
 ) -> Policy:
     """Make an untrained policy for a catalogue.
@@ -83,9 +86,12 @@ def create_policy(
         scale_embeddings: multiply input vectors by the root of their width, see ``GenRecQwen2Config``.
         item_embedding: give each item of the catalogue a vector of its own in prompts; needs ``grammar.merge``.
         item_dropout: see ``GenRecQwen2Config``.
+        softmax: see ``GenRecQwen2Config``; what it is trained and asked with.
         seed: of the new weights.
     """
     torch.manual_seed(seed)
+    if softmax not in get_args(Softmax):
+        raise ConfigError(f"softmax '{softmax}' is not one of {', '.join(get_args(Softmax))}")
     if item_embedding and not grammar.merge:
         raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
     packed = torch.from_numpy(np.unique(pack_sids(catalog.codes)))
@@ -104,7 +110,7 @@ def create_policy(
         | {"grammar_hash": grammar.digest(vocab), "catalog_fingerprint": catalog.fingerprint}
         | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
         | {"embedding_scale": base.hidden_size**0.5 if scale_embeddings else 1.0}
-        | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout}
+        | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout, "softmax": softmax}
         | {"pad_token_id": vocab.pad_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     )
     if isinstance(backbone, BackboneSize):

@@ -43,6 +43,8 @@ class GenRecQwen2Config(Qwen2Config):
             scratch learn items faster (Vaswani et al. 2017, section 3.4), 1 is what pre-trained backbones know.
         n_known_items: items of the prompt with a vector of their own beside their codes'; 0 for none.
         item_dropout: share of these vectors' elements dropped in training.
+        softmax: what its probabilities are learnt over: the ``vocabulary``, or in each place the ``children``, which
+            are the codes that go on to a real item.
     """
 
     model_type = "genrec_qwen2"
@@ -58,6 +60,7 @@ class GenRecQwen2Config(Qwen2Config):
     embedding_scale: float = 1.0
     n_known_items: int = 0
     item_dropout: float = 0.0
+    softmax: str = "vocabulary"
 
     @property
     def merges(self) -> bool:

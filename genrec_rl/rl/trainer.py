@@ -25,7 +25,7 @@ from typing_extensions import override
 from genrec_rl.decoding.beam_search import BeamPlan, search_from
 from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
-from genrec_rl.errors import RolloutError
+from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.policy import Policy
 from genrec_rl.models.prefix_tree import BranchScores, attached_log_probs, branch_log_probs
 from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
@@ -68,6 +68,11 @@ class GRPOSRTrainer(GRPOTrainer):
         validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
+        if policy.model.config.softmax != "vocabulary":
+            raise ConfigError(
+                f"the policy was trained with softmax {policy.model.config.softmax}, but GRPO-SR weighs "
+                "probabilities over the vocabulary; train it with `recipes/sft.py --softmax vocabulary`"
+            )
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._positives: tuple[Tensor, Tensor] | None = None

@@ -1,7 +1,7 @@
 """How what is taught becomes rows: a user's answers in one tree, or one row each."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from datasets import Dataset as Rows
 
@@ -13,8 +13,6 @@ from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import answers_of
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
 from genrec_rl.sids.catalog import Catalog
-
-Softmax = Literal["vocabulary", "children"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,7 +30,6 @@ def pack(
     catalog: Catalog,
     *,
     packing: Literal["user_tree", "none"],
-    softmax: Softmax = "vocabulary",
     target: str,
     max_items: int,
     max_exposed: int,
@@ -44,10 +41,9 @@ def pack(
     whatever is taught, so that the losses of different targets can be compared.
 
     Raises:
-        ConfigError: for an unknown packing, target or softmax, or a softmax over children without trees.
+        ConfigError: for an unknown packing or target, or a policy with a softmax over children without trees.
     """
-    if softmax not in get_args(Softmax):
-        raise ConfigError(f"softmax '{softmax}' is not one of {', '.join(get_args(Softmax))}")
+    softmax = policy.model.config.softmax
     if softmax == "children" and packing == "none":
         raise ConfigError("softmax children is made for trees: set packing_pages user_tree, or softmax vocabulary")
     if packing not in ("user_tree", "none"):

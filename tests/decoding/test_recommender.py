@@ -5,7 +5,7 @@ import torch
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.types import NO_ITEM
-from tests.fixtures import make_context
+from tests.fixtures import make_context, make_policy
 
 HISTORIES = ([0, 4, 7], [5], [])
 
@@ -55,6 +55,11 @@ def test_a_sample_is_its_seeds(policy, catalog):
         return sampler.recommend(contexts_of(), k=8, constrained=True).rows_PG.tolist()
 
     assert draw(0) == draw(0) != draw(1)
+
+
+def test_policy_is_asked_as_it_was_trained(policy, catalog):
+    assert BeamRecommender(policy, catalog=catalog).normalisation == "vocabulary"
+    assert BeamRecommender(make_policy(catalog, softmax="children"), catalog=catalog).normalisation == "children"
 
 
 def test_no_request_gets_no_answer(policy, catalog):

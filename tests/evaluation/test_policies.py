@@ -48,7 +48,9 @@ def test_options_reach_the_recommender(tmp_path, catalog, policy):
 
 
 def test_protocol_names_what_changes_the_numbers():
-    assert BeamOptions().describe(50) == "beam widths 50; probabilities over the whole vocabulary; float32"
+    assert (
+        BeamOptions().describe(50) == "beam widths 50; probabilities over what the policy was trained with; float32"
+    )
     found = BeamOptions(beam_widths=(2, 4), normalisation="level", dtype="bfloat16").describe(4)
     assert found == "beam widths 2, 4; probabilities over a level's codes; bfloat16"
 

@@ -30,6 +30,11 @@ def test_policy_that_tells_days_is_loaded_with_its_token(catalog, tmp_path):
     assert policy.tokenizer.convert_ids_to_tokens(policy.vocab.same_day_id) == "<|same_day|>"
 
 
+def test_unknown_softmax_is_refused(catalog):
+    with pytest.raises(ConfigError, match="softmax 'trie' is not one of vocabulary, children"):
+        make_policy(catalog, softmax="trie")
+
+
 def test_auto_model_loads_a_policy(policy, tmp_path):
     policy.save_pretrained(tmp_path)
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is type(policy.model)

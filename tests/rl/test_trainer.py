@@ -219,6 +219,11 @@ def test_evaluation_recommends_and_a_useless_run_keeps_its_start(catalog, exampl
     assert "the start is kept" in verdict
 
 
+def test_policy_of_another_softmax_is_refused(catalog, examples, tmp_path):
+    with pytest.raises(ConfigError, match="trained with softmax children"):
+        make_trainer(make_policy(catalog, softmax="children"), catalog, examples, tmp_path)
+
+
 def test_long_pages_are_sampled_not_cut(policy, examples):
     (page,) = [example for example in examples if len(example.positives) == 3]
     drawn = set()

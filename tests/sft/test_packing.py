@@ -7,6 +7,7 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.sft.packing import pack
 from genrec_rl.sft.rows import IGNORED
 from genrec_rl.sft.user_tree import TreeCollator
+from tests.fixtures import make_policy
 from tests.sft.test_user_tree import TABLE
 
 DATASET = SimpleNamespace(
@@ -43,11 +44,14 @@ def test_unknown_packing_is_refused(policy, catalog):
         pack(DATASET, policy, catalog, packing="bins", target="page", **LIMITS)
 
 
-def test_softmax_over_children_needs_trees(policy, catalog):
+def test_softmax_over_children_needs_trees(catalog):
+    policy = make_policy(catalog, softmax="children")
     with pytest.raises(ConfigError, match="set packing_pages user_tree"):
-        pack(DATASET, policy, catalog, packing="none", softmax="children", target="page", **LIMITS)
+        pack(DATASET, policy, catalog, packing="none", target="page", **LIMITS)
 
 
-def test_unknown_softmax_is_refused(policy, catalog):
-    with pytest.raises(ConfigError, match="softmax 'trie' is not one of vocabulary, children"):
-        pack(DATASET, policy, catalog, packing="user_tree", softmax="trie", target="page", **LIMITS)
+def test_policy_with_a_softmax_over_children_has_rows_for_it(catalog):
+    packed = pack(
+        DATASET, make_policy(catalog, softmax="children"), catalog, packing="user_tree", target="page", **LIMITS
+    )
+    assert packed.collator.siblings is not None
