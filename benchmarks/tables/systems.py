@@ -22,6 +22,9 @@ class SystemSpec:
     published: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
 
 
+NO_MERGER = ("--merge", "false", "--item_embedding", "false")
+"""An item's own vector stands beside its merged one."""
+
 TABLE_1 = (
     SystemSpec("popularity", "counter", "popularity"),
     SystemSpec("cooccurrence", "counter", "forward co-occurrence, training counts"),
@@ -35,15 +38,19 @@ TABLE_1 = (
     SystemSpec("tiger", "neural", "TIGER",
                published={"paper": (.0454, .0321, .0648, .0384), "phonism/genrec": (.0465, .0297, .0721, .0378)}),
     SystemSpec("lc_rec", "policy", "LC-Rec as the paper builds it: vanilla NTP, no merger",
-               ("--target", "item", "--merge", "false"),
+               ("--target", "item", *NO_MERGER),
                published={"phonism/genrec, 1.7B": (.0525, .0352, .0791, .0438)}),
     SystemSpec("genrec_item", "policy", "vanilla NTP, merged", ("--target", "item")),
     SystemSpec("genrec_running", "policy", "running target, merged", ("--target", "running")),
     SystemSpec("genrec_no_merger", "policy", "page-wise, no merger",
-               ("--target", "page", "--merge", "false"), continues_page=True),
+               ("--target", "page", *NO_MERGER), continues_page=True),
+    SystemSpec("genrec_codes", "policy", "page-wise, merged, prompts of codes alone",
+               ("--target", "page", "--item_embedding", "false"), continues_page=True),
     SystemSpec("genrec", "policy", "page-wise, merged", ("--target", "page"), continues_page=True),
     SystemSpec("genrec_mixed", "policy", "page-wise and running, merged",
                ("--target", "page+running"), continues_page=True),
+    SystemSpec("genrec_running_days", "policy", "running target, merged; reads the request's day",
+               ("--target", "running", "--separator", "day")),
 )  # fmt: skip
 
 
@@ -61,8 +68,10 @@ PAIRS = (
     ("genrec", "genrec_item"),
     ("genrec", "genrec_running"),
     ("genrec_mixed", "genrec_running"),
-    ("genrec", "genrec_no_merger"),
-    ("genrec", "lc_rec"),
+    ("genrec_codes", "genrec_no_merger"),
+    ("genrec", "genrec_codes"),
+    ("genrec_codes", "lc_rec"),
+    ("genrec_running_days", "genrec_running"),
     ("genrec_running", "genrec_item"),
     ("genrec", "cooccurrence"),
     ("genrec", "sasrec_ce"),
