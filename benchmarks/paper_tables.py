@@ -5,14 +5,14 @@
 
 Reads   Amazon Beauty (the folder that holds amazon_beauty_2014, and letter_beauty for LETTER's SIDs) or MovieLens.
 Writes  runs/tables/<data>/: data, catalogues, every policy and every system's answers, a folder each, done once;
-        benchmarks/results/table<t>_<data>.{json,md,png}.
+        benchmarks/results/table<t>_<data>.{json,md} and pictures, of all cells that are done; README's table.
 Watch   the bar: which cell runs, and about how long the rest will take. A run that was killed goes on where it was;
-        ``--report true`` writes the table of what is done so far.
+        ``--report true`` only writes the table of what is done so far.
 """
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ import numpy as np
 
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
+from benchmarks.readme import fill_readme
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import NARROW, Answers, Requests
 from benchmarks.tables.protocols import PROTOCOLS, Protocol
-from benchmarks.tables.report import write_table
+from benchmarks.tables.report import for_readme, tabulate, write_table
 from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
 from benchmarks.tables.systems import TABLES, SystemSpec
 from genrec_rl.data.store import Dataset, load_dataset
@@ -39,6 +40,7 @@ from genrec_rl.tracking import console, run_recipe
 RUNS = Path("runs/tables")
 ANSWERS = "answers.npz"
 RESULTS = Path("benchmarks/results")
+IN_README = "table1_beauty"
 HERE = Path(__file__).parent / "tables"
 SID_ARGUMENTS = {"beauty": ("--epochs", "20"), "movielens": ()}
 """Of recipes/build_sids.py: on Beauty longer fine-tuning on co-clicks gives better SIDs (LOG.md)."""
@@ -67,34 +69,47 @@ def main() -> None:
     if settings.data != "beauty":
         settings.sids = "ours"
     settings.protocols = settings.protocols or {1: [*PROTOCOLS], 2: ["pages"]}[settings.table]
-    specs = choose_systems(settings)
-    cells = {protocol: protocol_cells(settings, protocol, specs) for protocol in settings.protocols}
+    chosen = choose_systems(settings)
     if not settings.report:
-        work_off(in_order(list(cells.values())))
-    for protocol, parts in cells.items():
-        report(settings, protocol, parts, specs)
+        work_off(in_order([protocol_cells(settings, protocol, chosen) for protocol in settings.protocols]))
+    report(settings)
 
 
-def report(settings: Settings, protocol: str, parts: "ProtocolCells", specs: Sequence[SystemSpec]) -> None:
-    """Write the table of the cells that are done."""
-    answers: dict[str, dict[int, Answers]] = {}
-    for (name, seed), cell in parts.answers.items():
-        if (given := load_answers(cell)) is not None:
-            answers.setdefault(name, {})[seed] = given
-    if not answers:
-        console.print(f"{protocol}: nothing is done yet")
-        return
+def report(settings: Settings) -> None:
+    """Write the table of all cells that are done with these data, SIDs and seeds."""
+    specs = TABLES[settings.table]
     suffix = "_own_sids" if settings.data == "beauty" and settings.sids == "ours" else ""
     file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
-    requests = Requests.of(load_dataset(parts.data.folder).examples("test", max_history=None))
-    write_table(answers, requests, specs=specs, protocol=protocol, file=file)
-    policies = [spec.name for spec in specs if spec.kind == "policy" and spec.name in answers]
+    answers: dict[str, dict[str, dict[int, Answers]]] = {}
+    requests: dict[str, Requests] = {}
+    for protocol in PROTOCOLS:
+        parts = protocol_cells(settings, protocol, specs)
+        found = {key: given for key, cell in parts.answers.items() if (given := load_answers(cell)) is not None}
+        if found:
+            names = [spec.name for spec in specs if any(name == spec.name for name, _ in found)]
+            answers[protocol] = {name: {s: given for (n, s), given in found.items() if n == name} for name in names}
+            examples = load_dataset(parts.data.folder).examples("test", max_history=None)
+            requests[protocol] = Requests.of(examples)
+            draw_losses(settings, parts, answers[protocol], file.with_name(f"{file.stem}_{protocol}_curves.png"))
+    if not answers:
+        console.print("nothing is done yet")
+        return
+    result = tabulate(answers, requests)
+    write_table(result, specs, file)
+    if file.stem == IN_README:
+        fill_readme("accuracy-table", for_readme(result, specs, file))
+    console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} systems")
+
+
+def draw_losses(
+    settings: Settings, parts: "ProtocolCells", answers: Mapping[str, Mapping[int, Answers]], file: Path
+) -> None:
+    """Draw the validation losses of the policies among these systems."""
+    policies = [spec.name for spec in TABLES[settings.table] if spec.kind == "policy" and spec.name in answers]
     folders = {name: [parts.answers[name, seed].folder / "policy" for seed in answers[name]] for name in policies}
     curves = {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
     if curves:
-        draw = draw_targets if settings.table == 1 else draw_curves
-        draw(curves, file.with_name(f"{file.stem}_{protocol}_curves.png"))
-    console.print(f"{protocol}: {len(answers)} systems in {file} and {file.with_suffix('.md')}")
+        (draw_targets if settings.table == 1 else draw_curves)(curves, file)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ class Protocol:
         split: of recipes/prepare.py.
         max_history: newest items that a system may read.
         shown: metrics of the table, the first of which every system has.
+        brief: those of them that README shows.
         paired: metrics of the paired differences.
         plotted: metric of the picture.
         prefix: of its metrics in the JSON.
@@ -32,29 +33,29 @@ class Protocol:
     split: str
     max_history: int
     shown: tuple[str, ...]
+    brief: tuple[str, ...]
     paired: tuple[str, ...]
     plotted: str
     prefix: str = ""
     is_next_item: bool = False
     shuffles_ties: bool = False
 
-    def owns(self, metric: str) -> bool:
-        """Whether a metric of the JSON is this protocol's."""
-        return metric.startswith(self.prefix) if self.prefix else ":" not in metric
-
 
 PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     {
         "loo": Protocol(
             "Leave-one-out", "leave_one_out", 20, (*ACCURACY, "HR@1", "HaR@10", "HaR-s", *NARROW, *STRATA),
+            ("Recall@10", "NDCG@10", "Recall@10/unseen", "NDCG@10/unseen", "Recall@10/same_day", "Recall@10/new_day"),
             ("Recall@10", "NDCG@10"), "Recall@10", is_next_item=True,
         ),
         "pages": Protocol(
             "Pages (leave-last-page-out)", "leave_last_page_out", 50,
-            ("HR@1", "Recall@10", *PAGES), PAGES, "HR@10", prefix="pages:",
+            ("HR@1", "Recall@10", *PAGES), ("HR@10", "HR@50", "NDCG@10", "HaR@10", "HaR-s"),
+            PAGES, "HR@10", prefix="pages:",
         ),
         "ties": Protocol(
             "Leave-one-out, the order inside a day shuffled", "leave_one_out", 20, (*ACCURACY, *STRATA),
+            ("Recall@10", "NDCG@10", "Recall@10/same_day", "Recall@10/new_day"),
             ("Recall@10", "NDCG@10"), "Recall@10", prefix="ties:", is_next_item=True, shuffles_ties=True,
         ),
     }

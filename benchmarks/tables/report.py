@@ -17,85 +17,89 @@ from genrec_rl.tracking import source_commit
 from genrec_rl.types import Interval
 
 mpl.use("Agg")
-Metrics = dict[str, dict[str, list[float]]]
+Result = dict[str, Any]
 
 
-def write_table(
-    answers: Mapping[str, Mapping[int, Answers]],
-    requests: Requests,
-    *,
-    specs: Sequence[SystemSpec],
-    protocol: str,
-    file: Path,
-) -> None:
-    """Measure all answers, and put them into the table's files under their protocol.
-
-    Leave-one-out metrics stand under their own names, those of other protocols behind their prefix.
+def tabulate(answers: Mapping[str, Mapping[str, Mapping[int, Answers]]], requests: Mapping[str, Requests]) -> Result:
+    """Measure all answers.
 
     Args:
-        answers: of each system, by seed.
-        requests: what was asked.
-        specs: the systems, in the table's order.
-        protocol: a name of ``PROTOCOLS``.
-        file: the JSON; its ``.md`` and ``.png`` lie beside it.
+        answers: by protocol, system and seed.
+        requests: what each protocol asked.
+
+    Returns:
+        Each system's metrics, one number a seed, and the paired differences. Leave-one-out metrics stand under their
+        own names, those of other protocols behind their prefix.
     """
-    columns = {
-        spec.name: [measure(given, requests) for given in answers[spec.name].values()]
-        for spec in specs
-        if spec.name in answers
-    }
-    means = {name: collect([summarise(seed, requests) for seed in seeds]) for name, seeds in columns.items()}
-    pairs = [(a, b) for a, b in PAIRS if a in columns and b in columns]
-    paired = pair(columns, pairs, requests)
-    asked = PROTOCOLS[protocol]
-    result = json.loads(file.read_text()) if file.is_file() else {"systems": {}, "paired": {}}
-    result |= {
+    result: Result = {
         "command": " ".join(["python", *sys.argv]),
         "commit": source_commit(),
-        "seeds": sorted({seed for given in answers.values() for seed in given}),
+        "seeds": sorted({seed for systems in answers.values() for given in systems.values() for seed in given}),
+        "systems": {},
+        "paired": {},
     }
-    merge(result["systems"], means, asked)
-    merge(result["paired"], {key: {m: as_dict(i) for m, i in row.items()} for key, row in paired.items()}, asked)
+    for protocol, systems in answers.items():
+        asked, prefix = requests[protocol], PROTOCOLS[protocol].prefix
+        columns = {name: [measure(given, asked) for given in seeds.values()] for name, seeds in systems.items()}
+        for name, seeds in columns.items():
+            means = [summarise(seed, asked) for seed in seeds]
+            row = result["systems"].setdefault(name, {})
+            row |= {prefix + metric: [seed[metric] for seed in means] for metric in means[0]}
+        for key, row in pair(columns, [p for p in PAIRS if set(p) <= set(columns)], asked).items():
+            found = result["paired"].setdefault(key, {})
+            found |= {prefix + metric: as_dict(interval) for metric, interval in row.items()}
+    return result
+
+
+def write_table(result: Result, specs: Sequence[SystemSpec], file: Path) -> None:
+    """Write the JSON, and beside it the ``.md`` and a picture of each protocol."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result, specs))
-    draw(result, specs, asked, file.with_name(f"{file.stem}_{protocol}.png"))
+    for name, asked in PROTOCOLS.items():
+        if rows_of(result, specs, asked):
+            draw(result, specs, asked, file.with_name(f"{file.stem}_{name}.png"))
 
 
-def collect(seeds: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Turn one dictionary a seed into one list a metric."""
-    return {name: [seed[name] for seed in seeds] for name in seeds[0]}
-
-
-def merge(into: dict[str, dict[str, Any]], rows: Mapping[str, Mapping[str, Any]], asked: Protocol) -> None:
-    """Put the rows' metrics, with the protocol's prefix, beside those of other protocols."""
-    for name, row in rows.items():
-        kept = {metric: value for metric, value in into.get(name, {}).items() if not asked.owns(metric)}
-        into[name] = kept | {asked.prefix + metric: value for metric, value in row.items()}
+def rows_of(result: Result, specs: Sequence[SystemSpec], asked: Protocol) -> list[SystemSpec]:
+    """Return the systems that a protocol has numbers of, in the table's order."""
+    return [spec for spec in specs if asked.prefix + asked.shown[0] in result["systems"].get(spec.name, {})]
 
 
 def as_dict(interval: Interval) -> dict[str, float]:
     return {"diff": interval.mean, "lo": interval.low, "hi": interval.high}
 
 
-def as_markdown(result: Mapping[str, Any], specs: Sequence[SystemSpec]) -> str:
-    """Write the protocols' tables, published rows and paired differences."""
+def as_markdown(result: Result, specs: Sequence[SystemSpec]) -> str:
+    """Write the protocols' whole tables, published rows and paired differences."""
     parts = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.\n"]
     for asked in PROTOCOLS.values():
-        shown, prefix = asked.shown, asked.prefix
-        rows = [s for s in specs if prefix + shown[0] in result["systems"].get(s.name, {})]
-        if not rows:
-            continue
-        parts += [f"## {asked.title}\n", "| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
-        for spec in rows:
-            found = result["systems"][spec.name]
-            cells = [cell(found.get(prefix + metric)) for metric in shown]
-            n_seeds = len(found[prefix + shown[0]])
-            parts.append(f"| **{spec.name}**, {spec.title} | {n_seeds} | {' | '.join(cells)} |")
-            if not prefix:
-                parts += [published_row(source, values, shown) for source, values in spec.published.items()]
-        parts += ["", *paired_lines(result["paired"], asked), ""]
+        if rows_of(result, specs, asked):
+            parts += [f"## {asked.title}\n", *table_lines(result, specs, asked, asked.shown), ""]
+            parts += [*paired_lines(result["paired"], asked), ""]
     return "\n".join(parts) + "\n"
+
+
+def for_readme(result: Result, specs: Sequence[SystemSpec], file: Path) -> str:
+    """Write the protocols' tables with few columns, and where the rest stands."""
+    parts = []
+    for asked in PROTOCOLS.values():
+        if rows_of(result, specs, asked):
+            parts += [f"### {asked.title}\n", *table_lines(result, specs, asked, asked.brief), ""]
+    return "\n".join([*parts, f"All columns, and differences on the same users: `{file.with_suffix('.md')}`."])
+
+
+def table_lines(result: Result, specs: Sequence[SystemSpec], asked: Protocol, shown: Sequence[str]) -> list[str]:
+    """Write one protocol's table, with the published rows under leave-one-out."""
+    lines = ["| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    for spec in rows_of(result, specs, asked):
+        found = result["systems"][spec.name]
+        cells = [cell(found.get(asked.prefix + metric)) for metric in shown]
+        n_seeds = len(found[asked.prefix + asked.shown[0]])
+        lines.append(f"| **{spec.name}**, {spec.title} | {n_seeds} | {' | '.join(cells)} |")
+        if not asked.prefix:
+            lines += [published_row(source, values, shown) for source, values in spec.published.items()]
+    return lines
 
 
 def cell(values: Sequence[float] | None) -> str:
@@ -125,10 +129,10 @@ def paired_lines(paired: Mapping[str, Mapping[str, Mapping[str, float]]], asked:
     return lines
 
 
-def draw(result: Mapping[str, Any], specs: Sequence[SystemSpec], asked: Protocol, file: Path) -> None:
+def draw(result: Result, specs: Sequence[SystemSpec], asked: Protocol, file: Path) -> None:
     """Draw each system's accuracy, a dot a seed, with the published rows beside."""
     metric = asked.prefix + asked.plotted
-    rows = [s for s in specs if metric in result["systems"].get(s.name, {})]
+    rows = rows_of(result, specs, asked)
     figure, axes = plt.subplots(figsize=(7, 0.34 * len(rows) + 1), layout="constrained")
     for y, spec in enumerate(reversed(rows)):
         values = result["systems"][spec.name][metric]

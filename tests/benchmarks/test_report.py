@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.tables.measure import Answers, Requests
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.report import cell, merge, number, write_table
+from benchmarks.tables.report import cell, for_readme, number, tabulate, write_table
 from benchmarks.tables.systems import TABLE_1
 
 REQUESTS = Requests(
@@ -29,19 +29,11 @@ def test_cell_is_mean_and_spread_of_the_seeds():
     assert cell(None) == ""
 
 
-def test_other_protocols_stay_when_one_is_written_again():
-    kept = {"genrec": {"HR@1": [0.1], "pages:HR@1": [0.2]}}
-    merge(kept, {"genrec": {"HR@10": [0.3]}}, PROTOCOLS["loo"])
-    assert kept == {"genrec": {"pages:HR@1": [0.2], "HR@10": [0.3]}}
-    merge(kept, {"genrec": {"HR@10": [0.4]}}, PROTOCOLS["pages"])
-    assert kept == {"genrec": {"HR@10": [0.3], "pages:HR@10": [0.4]}}
-
-
 def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
     file = tmp_path / "table1_beauty.json"
     answers = {"genrec": {0: Answers(HIT, free_PK=HIT), 1: Answers(MISS, free_PK=MISS)}, "tiger": {0: Answers(MISS)}}
-    for protocol in PROTOCOLS:
-        write_table(answers, REQUESTS, specs=TABLE_1, protocol=protocol, file=file)
+    written = tabulate(dict.fromkeys(PROTOCOLS, answers), dict.fromkeys(PROTOCOLS, REQUESTS))
+    write_table(written, TABLE_1, file)
     result = json.loads(file.read_text())
     assert result["systems"]["genrec"]["Recall@10"] == [1, 0]
     assert result["systems"]["genrec"]["pages:HR@10"] == [1, 0]
@@ -51,3 +43,12 @@ def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
     assert "| *paper* | | .0454 | .0321 | .0648 | .0384 |" in text
     assert "- genrec - tiger: Recall@10 +0.5000 [+0.5000, +0.5000]" in text
     assert (tmp_path / "table1_beauty_loo.png").stat().st_size > 5000
+
+
+def test_readme_has_fewer_columns_and_names_the_file(tmp_path):
+    result = tabulate({"loo": {"tiger": {0: Answers(HIT)}}}, {"loo": REQUESTS})
+    text = for_readme(result, TABLE_1, tmp_path / "table1_beauty.json")
+    assert "| | seeds | Recall@10 | NDCG@10 |" in text
+    assert "| **tiger**, TIGER | 1 | 1.0000 | 1.0000 |" in text
+    assert "| *paper* | | .0648 | .0384 |" in text
+    assert text.endswith("table1_beauty.md`.")
