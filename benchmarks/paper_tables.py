@@ -30,6 +30,7 @@ from benchmarks.tables.report import for_readme, tabulate, write_table
 from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
 from benchmarks.tables.systems import TABLES, SystemSpec
 from genrec_rl.data.store import Dataset, load_dataset
+from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import counted_system
 from genrec_rl.evaluation.evaluate import Decoding, Plan, Recommender, predict
@@ -148,7 +149,7 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
     facts = facts | {"sids": SID_ARGUMENTS[settings.data] if settings.sids == "ours" else settings.sids}
     sids = Cell(f"{protocol}: catalogue", sid_root, facts, partial(build_sids, settings, data.folder), 1)
     answers = {}
-    for spec in specs:
+    for spec in [spec for spec in specs if protocol in spec.protocols]:
         for seed in seeds_of(settings, spec, asked):
             minutes = MINUTES.get(spec.name, MINUTES[spec.kind])
             made_with = facts | {"system": spec.name, "seed": seed, "beams": settings.beams}
@@ -156,7 +157,10 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
             if spec.kind == "neural":
                 made_with |= {"settings": asdict(SETTINGS[spec.name])}
             if spec.kind == "policy":
-                made_with |= {"arguments": spec.arguments, "config": config_file(settings).read_text()}
+                made_with |= {
+                    "arguments": spec.arguments + asked.arguments,
+                    "config": config_file(settings).read_text(),
+                }
             run = partial(answer, settings, protocol, spec, seed, data.folder, sid_root)
             name, folder = f"{protocol}: {spec.name}, seed {seed}", root / settings.sids / spec.name / f"seed{seed}"
             answers[spec.name, seed] = Cell(name, folder, made_with, run, minutes)
@@ -205,10 +209,11 @@ def answer(
         return predict(recommender, examples, name=spec.name, decoding=decoding, plan=plan, scorers={}).rows_PK
 
     rows = {"constrained": ask(recommender, settings.beams, "constrained")}
-    if spec.kind == "policy":
-        sampler = load(protocol, spec, seed, dataset, catalog, folder, sample_seed=seed)
+    if isinstance(recommender, BeamRecommender):
         rows["narrow"] = ask(recommender, NARROW, "constrained")
+    if isinstance(recommender, BeamRecommender) and recommender.normalisation == "vocabulary":
         rows["free"] = ask(recommender, settings.beams, "unconstrained")
+        sampler = load(protocol, spec, seed, dataset, catalog, folder, sample_seed=seed)
         rows["sampled"] = ask(sampler, 1, "unconstrained")
     np.savez_compressed(folder / ANSWERS, allow_pickle=False, **{k: v.astype(np.int32) for k, v in rows.items()})
 
@@ -221,11 +226,12 @@ def fit_policy(
         return
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     resume = ["--resume_from_checkpoint", str(checkpoints[-1])] if checkpoints else []
-    continues = ["--continue_page", "true"] if spec.continues_page and PROTOCOLS[protocol].is_next_item else []
+    asked = PROTOCOLS[protocol]
+    continues = ["--continue_page", "true"] if spec.continues_page and asked.is_next_item else []
     run_script(
         "recipes/sft.py", "--config", str(config_file(settings)), "--data_dir", str(data_dir),
         "--sid_dir", str(sid_dir), "--output_dir", str(folder), "--seed", str(seed),
-        "--max_history", str(PROTOCOLS[protocol].max_history), *spec.arguments, *continues, *resume,
+        "--max_history", str(asked.max_history), *spec.arguments, *asked.arguments, *continues, *resume,
     )  # fmt: skip
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from benchmarks.tables.protocols import PROTOCOLS, VOCABULARY
+
 Kind = Literal["counter", "neural", "policy"]
 
 
@@ -10,8 +12,9 @@ Kind = Literal["counter", "neural", "policy"]
 class SystemSpec:
     """One row of the table.
 
-    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy. ``published`` is the row of
-    a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5, NDCG@5, Recall@10, NDCG@10), to stand beside.
+    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy. ``protocols`` are those it
+    is asked under. ``published`` is the row of a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5,
+    NDCG@5, Recall@10, NDCG@10), to stand beside.
     """
 
     name: str
@@ -19,6 +22,7 @@ class SystemSpec:
     title: str
     arguments: tuple[str, ...] = ()
     continues_page: bool = False
+    protocols: tuple[str, ...] = tuple(PROTOCOLS)
     published: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
 
 
@@ -46,6 +50,8 @@ TABLE_1 = (
                ("--target", "page", *NO_MERGER), continues_page=True),
     SystemSpec("genrec_codes", "policy", "page-wise, merged, prompts of codes alone",
                ("--target", "page", "--item_embedding", "false"), continues_page=True),
+    SystemSpec("genrec_vocabulary", "policy", "page-wise, merged, softmax over the vocabulary",
+               ("--target", "page", *VOCABULARY), continues_page=True, protocols=("loo",)),
     SystemSpec("genrec", "policy", "page-wise, merged", ("--target", "page"), continues_page=True),
     SystemSpec("genrec_mixed", "policy", "page-wise and running, merged",
                ("--target", "page+running"), continues_page=True),
@@ -70,6 +76,7 @@ PAIRS = (
     ("genrec_mixed", "genrec_running"),
     ("genrec_codes", "genrec_no_merger"),
     ("genrec", "genrec_codes"),
+    ("genrec", "genrec_vocabulary"),
     ("genrec_codes", "lc_rec"),
     ("genrec_running_days", "genrec_running"),
     ("genrec_running", "genrec_item"),
