@@ -24,11 +24,12 @@ from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
 from benchmarks.readme import fill_readme
 from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import NARROW, Answers, Requests
-from benchmarks.tables.protocols import PROTOCOLS, Protocol
+from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.protocols import NARROW_BEAMS, PROTOCOLS, Protocol
 from benchmarks.tables.report import for_readme, tabulate, write_table
 from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
-from benchmarks.tables.systems import TABLES, SystemSpec
+from benchmarks.tables.systems import TABLES, TARGETS, SystemSpec
+from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
@@ -42,6 +43,7 @@ RUNS = Path("runs/tables")
 ANSWERS = "answers.npz"
 RESULTS = Path("benchmarks/results")
 SEEDS = (0, 1, 2)
+MIN_BEAMS = 50
 IN_README = "table1_beauty"
 HERE = Path(__file__).parent / "tables"
 SID_ARGUMENTS = {"beauty": ("--epochs", "20"), "movielens": ()}
@@ -60,26 +62,30 @@ class Settings:
     seeds: list[int] = field(default_factory=lambda: [*SEEDS], metadata={"help": "of training"})
     systems: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
     protocols: list[str] = field(
-        default_factory=lambda: ["loo", "pages", "ties"], metadata={"help": "of loo, pages, ties"}
+        default_factory=list, metadata={"help": "of loo, pages, ties; none: all of Table 1, pages of Table 2"}
     )
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
     report: bool = field(default=False, metadata={"help": "fit nothing: write the table of what is done"})
 
 
 def main() -> None:
-    settings = parse(Settings)
-    if settings.data != "beauty":
-        settings.sids = "ours"
-    settings.protocols = settings.protocols or {1: [*PROTOCOLS], 2: ["pages"]}[settings.table]
+    settings = completed(parse(Settings))
     chosen = choose_systems(settings)
     if not settings.report:
         work_off(in_order([protocol_cells(settings, protocol, chosen) for protocol in settings.protocols]))
     report(settings)
 
 
+def completed(settings: Settings) -> Settings:
+    """Return the settings with what follows from the table and the data."""
+    protocols = settings.protocols or {1: [*PROTOCOLS], 2: ["pages"]}[settings.table]
+    return replace(settings, protocols=protocols, sids="ours" if settings.data != "beauty" else settings.sids)
+
+
 def report(settings: Settings) -> None:
     """Write the table of all cells that are done with these data and SIDs."""
-    settings = replace(settings, seeds=sorted({*SEEDS, *settings.seeds}))
+    folders = (RUNS / settings.data).glob(f"*/{settings.sids}/*/seed*")
+    settings = replace(settings, seeds=sorted({int(folder.name.removeprefix("seed")) for folder in folders}))
     specs = TABLES[settings.table]
     suffix = "_own_sids" if settings.data == "beauty" and settings.sids == "ours" else ""
     file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
@@ -107,8 +113,9 @@ def report(settings: Settings) -> None:
 def draw_losses(
     settings: Settings, parts: "ProtocolCells", answers: Mapping[str, Mapping[int, Answers]], file: Path
 ) -> None:
-    """Draw the validation losses of the policies among these systems."""
-    policies = [spec.name for spec in TABLES[settings.table] if spec.kind == "policy" and spec.name in answers]
+    """Draw the validation losses of those systems whose losses may be compared."""
+    comparable = TARGETS if settings.table == 1 else [spec.name for spec in TABLES[2]]
+    policies = [name for name in comparable if name in answers]
     folders = {name: [parts.answers[name, seed].folder / "policy" for seed in answers[name]] for name in policies}
     curves = {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
     if curves:
@@ -133,10 +140,17 @@ def in_order(protocols: Sequence[ProtocolCells]) -> list[Cell]:
 
 def choose_systems(settings: Settings) -> list[SystemSpec]:
     known = {spec.name: spec for spec in TABLES[settings.table]}
-    unknown = [name for name in settings.systems if name not in known]
-    unknown += [name for name in settings.protocols if name not in PROTOCOLS]
-    if unknown:
-        raise ConfigError(f"no '{unknown[0]}' among {', '.join([*known, *PROTOCOLS])}")
+    for what, names, choices in (("system", settings.systems, known), ("protocol", settings.protocols, PROTOCOLS)):
+        for name in names:
+            if name not in choices:
+                raise ConfigError(f"no {what} '{name}' among {', '.join(choices)}{nearest(name, choices)}")
+    for name in settings.systems:
+        if not set(known[name].protocols) & set(settings.protocols):
+            raise ConfigError(
+                f"{name} is asked under {', '.join(known[name].protocols)} alone; add one to --protocols"
+            )
+    if settings.beams < MIN_BEAMS:
+        raise ConfigError(f"beams {settings.beams} must be at least {MIN_BEAMS}, for HR@50 and HaR@50; raise it")
     return [known[name] for name in settings.systems] if settings.systems else list(known.values())
 
 
@@ -159,6 +173,8 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
             if spec.kind == "policy":
                 made_with |= {
                     "arguments": spec.arguments + asked.arguments,
+                    "continues_page": spec.continues_page and asked.is_next_item,
+                    "narrow_beams": NARROW_BEAMS,
                     "config": config_file(settings).read_text(),
                 }
             run = partial(answer, settings, protocol, spec, seed, data.folder, sid_root)
@@ -169,9 +185,7 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
 
 def seeds_of(settings: Settings, spec: SystemSpec, asked: Protocol) -> list[int]:
     """Return the seeds of a row: one where nothing is drawn, and one where ties are shuffled, to save days."""
-    if spec.kind == "counter":
-        return [0]
-    return settings.seeds[:1] if asked.shuffles_ties else settings.seeds
+    return [SEEDS[0]] if spec.kind == "counter" or asked.shuffles_ties else settings.seeds
 
 
 def config_file(settings: Settings) -> Path:
@@ -210,7 +224,7 @@ def answer(
 
     rows = {"constrained": ask(recommender, settings.beams, "constrained")}
     if isinstance(recommender, BeamRecommender):
-        rows["narrow"] = ask(recommender, NARROW, "constrained")
+        rows["narrow"] = ask(recommender, NARROW_BEAMS, "constrained")
     if isinstance(recommender, BeamRecommender) and recommender.normalisation == "vocabulary":
         rows["free"] = ask(recommender, settings.beams, "unconstrained")
         sampler = load(protocol, spec, seed, dataset, catalog, folder, sample_seed=seed)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from benchmarks.tables.protocols import NARROW_BEAMS
 from genrec_rl import metrics
 from genrec_rl.data.pages import DAY
 from genrec_rl.evaluation.evaluate import PAIR
 from genrec_rl.types import NO_ITEM, Example, Interval
 
 Columns = dict[str, Float[np.ndarray, " P"]]
-ACCURACY = (("Recall", metrics.recall), ("NDCG", metrics.ndcg), ("HR", metrics.hit_rate))
+METRICS = (("Recall", metrics.recall), ("NDCG", metrics.ndcg), ("HR", metrics.hit_rate))
 BY_STRATUM = ("Recall@10", "NDCG@10", "HR@10")
-NARROW = 20
 KS = {"Recall": (5, 10), "NDCG": (5, 10), "HR": (1, 10, 50)}
 
 
@@ -89,14 +89,13 @@ def measure(answers: Answers, requests: Requests) -> Columns:
     """Return one number a request for every metric: accuracy, the same without seen items, HaR of free answers."""
     columns: Columns = {}
     lists = {"": answers.constrained_PK, "/unseen": without_seen(answers.constrained_PK, requests.seen)}
-    if answers.narrow_PK is not None:
-        lists[f"/{NARROW}_beams"] = answers.narrow_PK
     for suffix, rows_PK in lists.items():
-        for name, metric in ACCURACY:
+        for name, metric in METRICS:
             for k in KS[name]:
-                if k > rows_PK.shape[1]:
-                    continue
                 columns[f"{name}@{k}{suffix}"] = metric(rows_PK, requests.positives, k=k)
+    if answers.narrow_PK is not None:
+        for name, metric in METRICS[:2]:
+            columns[f"{name}@10/{NARROW_BEAMS}_beams"] = metric(answers.narrow_PK, requests.positives, k=10)
     if answers.free_PK is not None:
         for k in (10, 50):
             columns[f"HaR@{k}"] = metrics.hallucination_rate(answers.free_PK, k=k)

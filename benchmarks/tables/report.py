@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from benchmarks.tables.measure import Answers, Requests, measure, pair, summarise
-from benchmarks.tables.protocols import ACCURACY, PROTOCOLS, Protocol
+from benchmarks.tables.protocols import PROTOCOLS, PUBLISHED, Protocol
 from benchmarks.tables.systems import PAIRS, SystemSpec
 from genrec_rl.tracking import source_commit
 from genrec_rl.types import Interval
@@ -75,7 +75,7 @@ def as_markdown(result: Result, specs: Sequence[SystemSpec]) -> str:
     parts = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.\n"]
     for asked in PROTOCOLS.values():
         if rows_of(result, specs, asked):
-            parts += [f"## {asked.title}\n", *table_lines(result, specs, asked, asked.shown), ""]
+            parts += [f"## {asked.title}\n", f"{asked.note}\n", *table_lines(result, specs, asked, asked.shown), ""]
             parts += [*paired_lines(result["paired"], asked), ""]
     return "\n".join(parts) + "\n"
 
@@ -85,7 +85,7 @@ def for_readme(result: Result, specs: Sequence[SystemSpec], file: Path) -> str:
     parts = []
     for asked in PROTOCOLS.values():
         if rows_of(result, specs, asked):
-            parts += [f"### {asked.title}\n", *table_lines(result, specs, asked, asked.brief), ""]
+            parts += [f"### {asked.title}\n", f"{asked.note}\n", *table_lines(result, specs, asked, asked.brief), ""]
     return "\n".join([*parts, f"All columns, and differences on the same users: `{file.with_suffix('.md')}`."])
 
 
@@ -97,7 +97,7 @@ def table_lines(result: Result, specs: Sequence[SystemSpec], asked: Protocol, sh
         cells = [cell(found.get(asked.prefix + metric)) for metric in shown]
         n_seeds = len(found[asked.prefix + asked.shown[0]])
         lines.append(f"| **{spec.name}**, {spec.title} | {n_seeds} | {' | '.join(cells)} |")
-        if not asked.prefix:
+        if asked.has_published:
             lines += [published_row(source, values, shown) for source, values in spec.published.items()]
     return lines
 
@@ -115,7 +115,7 @@ def number(value: float) -> str:
 
 
 def published_row(source: str, values: Sequence[float], shown: Sequence[str]) -> str:
-    by_name = dict(zip(ACCURACY, values, strict=True))
+    by_name = dict(zip(PUBLISHED, values, strict=True))
     return f"| *{source}* | | {' | '.join(number(by_name[m]) if m in by_name else '' for m in shown)} |"
 
 
@@ -139,11 +139,11 @@ def draw(result: Result, specs: Sequence[SystemSpec], asked: Protocol, file: Pat
         is_ours = spec.name.startswith("genrec")
         axes.barh(y, np.mean(values), color="#2a6f97" if is_ours else "#b8c4cc", height=0.7)
         axes.plot(values, [y] * len(values), "o", color="black", markersize=3)
-        if not asked.prefix:
+        if asked.has_published:
             for *_, recall, _ in spec.published.values():
                 axes.plot(recall, y, "D", color="#d1495b", markersize=4)
     axes.set_yticks(range(len(rows)), [s.name for s in reversed(rows)])
-    published = ", diamonds: as published" if not asked.prefix else ""
+    published = ", diamonds: as published" if asked.has_published else ""
     axes.set_xlabel(f"{asked.plotted}, test (dots: seeds{published})")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)

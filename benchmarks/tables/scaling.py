@@ -57,20 +57,24 @@ def read_curve(policy_dir: Path) -> Curve:
         DataError: when it was never evaluated.
     """
     rows = [json.loads(line) for line in (policy_dir / "metrics.jsonl").read_text().splitlines()]
-    epoch = tokens = seconds = 0.0
-    points: dict[float, tuple[float, float, float]] = {}
+    last = 0
+    seconds: dict[int, float] = {}
+    points: dict[int, tuple[float, float, float, float]] = {}
     for row in rows:
-        epoch, tokens = row.get("train/epoch", epoch), row.get("train/num_input_tokens_seen", tokens)
-        seconds += row.get("train/seconds", 0.0)
+        step = row["step"]
+        if step < last:  # cut off, and gone on from an earlier checkpoint
+            seconds = {at: took for at, took in seconds.items() if at < step}
+        last = step
+        seconds[step] = seconds.get(step, 0.0) + row.get("train/seconds", 0.0)
         if "eval/loss" in row:
-            points[row.get("eval/epoch", epoch)] = (row["eval/loss"], tokens, seconds)
+            tokens = row.get("train/num_input_tokens_seen", 0)
+            points[step] = (row["eval/loss"], row["train/epoch"], tokens, sum(seconds.values()))
     if not points:
         raise DataError(f"{policy_dir / 'metrics.jsonl'} holds no eval/loss; train with an eval_strategy")
     with safe_open(policy_dir / "model.safetensors", "np") as weights:
         sizes = [np.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
-    epochs = sorted(points)
-    losses, tokens_at, seconds_at = (list(column) for column in zip(*(points[at] for at in epochs), strict=True))
-    return Curve(int(sum(sizes)), epochs, losses, tokens_at, seconds_at)
+    losses, epochs, tokens_at, seconds_at = zip(*(points[step] for step in sorted(points)), strict=True)
+    return Curve(int(sum(sizes)), list(epochs), list(losses), list(tokens_at), list(seconds_at))
 
 
 def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n"]:

@@ -70,6 +70,9 @@ def sized(width: int, layers: int) -> SystemSpec:
 TABLE_2 = (sized(32, 1), sized(64, 2), sized(128, 3), sized(256, 4))
 TABLES = {1: TABLE_1, 2: TABLE_2}
 
+TARGETS = ("genrec_item", "genrec_running", "genrec", "genrec_mixed")
+"""Policies that differ in nothing but what they are taught: their validation losses may be compared (Figure 2a)."""
+
 PAIRS = (
     ("genrec", "genrec_item"),
     ("genrec", "genrec_running"),

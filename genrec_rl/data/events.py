@@ -44,7 +44,7 @@ def shuffle_ties(tables: SourceTables, *, seed: int) -> SourceTables:
     """Return the tables with the events of one user and second in random order instead of the source's.
 
     Where days are the finest time, the order inside a day may be the file's own; what a recommender loses by this
-    is what it owed to that order.
+    is what it owed to that order. A ``position`` that was logged is replaced.
     """
     drawn = pl.int_range(pl.len()).shuffle(seed=seed).alias("position")
     note = f"{tables.note} Here events of one user and second stand in random order, seed {seed}."

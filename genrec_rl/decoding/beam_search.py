@@ -34,7 +34,7 @@ class BeamPlan:
     Attributes:
         widths: beams kept at each level; the last is the number of answers. Narrower early levels are cheaper
             and may miss answers (GR4AD's dynamic beams).
-        normalisation: ``vocabulary``, the softmax that the policy was trained with; or ``level``, over the codes of
+        normalisation: ``vocabulary``, the full softmax; or ``level``, over the codes of
             the level alone, which spares a large vocabulary's rows; or ``children``, over the codes that go on to
             an item, so that what a policy gives to codes that do not exist costs an item nothing. Under ``level``
             and ``children`` no answer is malformed. Without a trie ``children`` is ``level``.

@@ -28,8 +28,8 @@ class BeamRecommender:
         normalisation: see ``BeamPlan``; None is what the policy was trained with.
         continue_page: read the items of the request's own day as the beginning of the answer, see
             ``PromptEncoder.running_prompt``.
-        sample_seed: draw answers without repeats (Gumbel top-k), the same at every call, in place of the best; one
-            unconstrained answer a request is what the policy would say.
+        sample_seed: draw answers without repeats (Gumbel top-k) in place of the best, one stream of draws through all
+            calls; one unconstrained answer a request is what the policy would say.
     """
 
     def __init__(
@@ -50,7 +50,9 @@ class BeamRecommender:
         self.batch_size = batch_size
         self.beam_widths = beam_widths
         self.normalisation: Normalisation = normalisation or policy.model.config.softmax
-        self.sample_seed = sample_seed
+        self._noise: torch.Generator | None = None
+        if sample_seed is not None:
+            self._noise = torch.Generator(policy.model.device).manual_seed(sample_seed)
         self.write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
 
     @torch.no_grad()
@@ -66,11 +68,8 @@ class BeamRecommender:
         prompts = [self.write(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        noise = None
-        if self.sample_seed is not None:
-            noise = torch.Generator(self.policy.model.device).manual_seed(self.sample_seed)
         with in_eval_mode(self.policy.model):
-            parts = [self._search([prompts[i] for i in batch], plan, constrained, noise) for batch in batches]
+            parts = [self._search([prompts[i] for i in batch], plan, constrained=constrained) for batch in batches]
         if not parts:
             parts = [(torch.empty(0, k, len(plan.widths), dtype=torch.long), torch.empty(0, k))]
         back = torch.from_numpy(np.argsort(order, kind="stable"))
@@ -85,11 +84,11 @@ class BeamRecommender:
         return plan
 
     def _search(
-        self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, constrained: bool, noise: torch.Generator | None
+        self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, *, constrained: bool
     ) -> tuple[Int[Tensor, "B W L"], Float[Tensor, "B W"]]:
         model, trie = self.policy.model, self.catalog.trie if constrained else None
         ids, is_prompt = (x.to(model.device) for x in self.policy.prompts.batch(prompts))
-        vocab = self.policy.vocab
+        vocab, noise = self.policy.vocab, self._noise
         tokens, log_probs = beam_search(model, ids, is_prompt, vocab=vocab, plan=plan, trie=trie, generator=noise)
         sizes = vocab.codebook_sizes
         free = model.config.vocab_size ** len(sizes) if plan.normalisation == "vocabulary" else prod(sizes)

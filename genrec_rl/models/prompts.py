@@ -109,10 +109,8 @@ class PromptEncoder:
         newest = slice(-self.grammar.max_history, None)
         pieces = self._pieces[context.history[newest]]
         closes = self._closes(context.history_pages[newest])
-        separators = np.full(len(pieces), self.vocab.separator_id)
-        if self.grammar.separator == "day":
-            days = np.append(context.history_times[newest], context.time) // DAY
-            separators[days[1:] == days[:-1]] = self.vocab.same_day_id
+        times = np.append(context.history_times[newest], context.time)
+        separators = self.separators(times[:-1], times[1:])
         body = np.concatenate([pieces, separators[:, None]], axis=1)
         keep = np.concatenate([np.ones(pieces.shape, bool), closes[:, None]], axis=1)
         return np.concatenate([[self.vocab.history_id], body[keep]])
@@ -133,6 +131,13 @@ class PromptEncoder:
             context.history_pages[:closed],
         )
         return np.concatenate([self.prompt(known), self.answer(context.history[closed:])])
+
+    def separators(self, times: Int[np.ndarray, " n"], next_times: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Return the separator after each item, by when it came and when what follows did (seconds UTC)."""
+        ids = np.full(len(times), self.vocab.separator_id)
+        if self.grammar.separator == "day":
+            ids[times // DAY == next_times // DAY] = self.vocab.same_day_id
+        return ids
 
     def _closes(self, pages: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         if self.grammar.separator == "page":

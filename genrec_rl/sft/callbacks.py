@@ -45,7 +45,8 @@ class ProgressBar(ProgressCallback):
 class TrackerCallback(TrainerCallback):
     """Sends every logged row to the tracker: ``train/<name>`` and ``eval/<name>``.
 
-    ``train/seconds`` is what this process's training steps took since the row before, evaluations not counted.
+    ``train/seconds`` is what training took since the row before, loading of rows included, evaluations and
+    checkpoints not.
     """
 
     def __init__(self, tracker: Tracker) -> None:
@@ -53,18 +54,22 @@ class TrackerCallback(TrainerCallback):
         self._seconds = self._begun = 0.0
 
     @override
-    def on_step_begin(
+    def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the clock."""
+        """Start the clock; so do the ends of evaluations and checkpoints."""
         self._begun = time.perf_counter()
+
+    on_evaluate = on_save = on_train_begin
 
     @override
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop the clock."""
-        self._seconds += time.perf_counter() - self._begun
+        """Read the clock, and let it go on."""
+        now = time.perf_counter()
+        self._seconds += now - self._begun
+        self._begun = now
 
     @override
     def on_log(
@@ -78,8 +83,7 @@ class TrackerCallback(TrainerCallback):
         """Log one row on the main process."""
         if state.is_world_process_zero and logs:
             row = {_section(name): value for name, value in logs.items()}
-            if "loss" in logs:
-                row["train/seconds"], self._seconds = self._seconds, 0.0
+            row["train/seconds"], self._seconds = self._seconds, 0.0
             self.tracker.log(row, step=state.global_step)
 
 

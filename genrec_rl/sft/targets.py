@@ -50,16 +50,21 @@ class Answers:
             return page_items(example, max_items=self.max_items, max_exposed=self.max_exposed)
         return self.table.history_items[self.entries[i] : self.entries[i] + 1]
 
-    def history(self, start: int, end: int) -> Context:
-        """Return a stretch of the table's history as a context, asked when the item after it came."""
+    def time(self, i: int) -> int:
+        """Return when answer i is asked for: when its page began or, behind items of the page, when its item came."""
+        is_first = self.knows[i] == self.table.history_end[self.pages[i]]
+        return int(self.table.times[self.pages[i]] if is_first else self.table.history_times[self.entries[i]])
+
+    def history(self, start: int, end: int, *, time: int) -> Context:
+        """Return a stretch of the table's history as a context, asked at a time."""
         table, span = self.table, slice(start, end)
-        time = int(table.history_times[min(end, len(table.history_times) - 1)])
         return Context("", time, table.history_items[span], table.history_times[span], table.history_pages[span])
 
     def context(self, i: int, *, max_history: int) -> Context:
         """Return what answer i knows, at most the newest ``max_history`` items."""
         end = int(self.knows[i])
-        return self.history(max(int(self.table.history_start[self.pages[i]]), end - max_history), end)
+        start = max(int(self.table.history_start[self.pages[i]]), end - max_history)
+        return self.history(start, end, time=self.time(i))
 
 
 def page_items(example: Example, *, max_items: int, max_exposed: int = 0) -> Int[np.ndarray, " m"]:
@@ -94,8 +99,9 @@ def answers_of(
     kinds = target.split("+")
     parts = [_answers(table, chosen, kind) for kind in kinds]
     pages, entries, knows = (np.concatenate(column) for column in zip(*parts, strict=True))
-    if len(set(kinds)) > 1 and max_exposed == 0:  # a page's only positive is then taught by itself
-        is_single = (entries == WHOLE) & (table.positives_per_page[pages] == 1)
+    if len(set(kinds)) > 1:  # a page's only positive is then taught by itself
+        is_positive_alone = (max_exposed == 0) | (np.diff(table.item_offsets) == 1)
+        is_single = (entries == WHOLE) & (table.positives_per_page == 1)[pages] & is_positive_alone[pages]
         pages, entries, knows = pages[~is_single], entries[~is_single], knows[~is_single]
     if len(kinds) > 1:
         pages, entries, knows = np.unique(np.stack([pages, entries, knows]), axis=1)

@@ -7,7 +7,7 @@ history is long), and an answer attends to the history that it knows: the same l
     branch:                         ^ the answer without its last token
 
 An answer's first token is predicted by the trunk itself. Of several answers at one place all but the first begin
-with a copy of that place.
+with a copy of that place, and so does one that is asked for on another day than the trunk says.
 
 Windows differ in length, so several of a batch share a row, blind to each other: less padding, nothing else changes.
 """
@@ -34,7 +34,7 @@ from genrec_rl.sft.targets import Answers
 
 COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels", "node")
 KEPT_ROWS = 1 << 15
-"""Windows whose rows are kept for the next epoch: a few kilobytes each."""
+"""Windows whose rows are kept for the next epoch, at 2 to 13 KB each: less than half a gigabyte."""
 ROOM = 1.5
 """Width of a batch's rows in longest windows, at most: padding falls with it, the square of attention grows."""
 
@@ -77,7 +77,7 @@ def tree_row(
     ``node`` is the prefix that a label goes on from; without ``siblings`` 0. With them an answer ends where the
     rest is certain.
     """
-    history = answers.history(window.start, window.end)
+    history = answers.history(window.start, window.end, time=answers.time(window.answers[-1]))
     trunk = prompts.prompt(history)
     places_per_item = (len(trunk) - 1) // max(len(history.history), 1)
     trunk_labels = np.full(len(trunk), IGNORED)
@@ -87,17 +87,23 @@ def tree_row(
     trunk_nodes = np.zeros(len(trunk), np.int64)
     nodes = [trunk_nodes]
     for branch, i in enumerate(window.answers):
-        hangs_at = places_per_item * (int(answers.knows[i]) - window.start)
+        n_known = int(answers.knows[i]) - window.start
+        hangs_at = places_per_item * n_known
+        begins_with = trunk[hangs_at : hangs_at + 1]
+        if prompts.grammar.separator == "day" and n_known:
+            newest = history.history_times[n_known - 1 : n_known]
+            begins_with = prompts.separators(newest, np.array([answers.time(i)]))
         items = answers.items(i)
         answer = prompts.answer(items)
         node = np.zeros(len(answer), np.int64)
         if siblings is not None:
             n_open = len(answer) - siblings.nodes.shape[1] + int(siblings.n_open[items[-1]])
             answer, node = answer[:n_open], siblings.nodes[items].reshape(-1)[:n_open]
-        skipped = int(len(answer) > 0 and trunk_labels[hangs_at] == IGNORED)
+        is_the_trunks = begins_with[0] == trunk[hangs_at] and trunk_labels[hangs_at] == IGNORED
+        skipped = int(len(answer) > 0 and is_the_trunks)
         if skipped:
             trunk_labels[hangs_at], trunk_nodes[hangs_at] = answer[0], node[0]
-        ids.append(np.concatenate([trunk[hangs_at : hangs_at + 1], answer])[:-1][skipped:])
+        ids.append(np.concatenate([begins_with, answer])[:-1][skipped:])
         positions.append(hangs_at + np.arange(skipped, len(answer)))
         owners.append(np.full(len(answer) - skipped, branch))
         limits.append(np.full(len(answer) - skipped, hangs_at + skipped))
@@ -122,7 +128,10 @@ def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | N
 
     @lru_cache(maxsize=KEPT_ROWS)
     def row_of(i: int) -> dict[str, Int[np.ndarray, " S"]]:
-        return tree_row(answers, windows[i], prompts, siblings)
+        row = tree_row(answers, windows[i], prompts, siblings)
+        for values in row.values():
+            values.flags.writeable = False
+        return row
 
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         rows = [row_of(i) for i in batch["window"]]

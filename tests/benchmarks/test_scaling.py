@@ -25,21 +25,36 @@ def test_three_sizes_are_too_few_for_a_law():
 
 def test_curve_is_read_off_a_run(tmp_path):
     rows = [
-        {"train/epoch": 0.25, "train/seconds": 3.0, "train/num_input_tokens_seen": 70},
-        {"train/epoch": 0.5, "train/seconds": 2.0, "train/num_input_tokens_seen": 140},
-        {"eval/loss": 4.0},
-        {"train/epoch": 1.0, "train/seconds": 4.0, "train/num_input_tokens_seen": 280},
-        {"eval/loss": 3.0},
+        training_row(1, seconds=3.0),
+        training_row(2, seconds=2.0) | {"eval/loss": 4.0},
+        training_row(3, seconds=2.0),
+        training_row(4, seconds=2.5) | {"eval/loss": 3.0},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, tmp_path / "model.safetensors")
-    found = read_curve(tmp_path)
+    found = read_curve(write_run(tmp_path, rows))
     assert (found.n_parameters, found.epochs, found.losses, found.best) == (17, [0.5, 1.0], [4.0, 3.0], 3.0)
-    assert (found.tokens, found.seconds) == ([140, 280], [5.0, 9.0])
+    assert (found.tokens, found.seconds) == ([140, 280], [5.0, 9.5])
+
+
+def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):
+    rows = [training_row(step, seconds=1.0) for step in (1, 2, 3, 2, 3)]
+    found = read_curve(write_run(tmp_path, [*rows, training_row(4, seconds=1.0) | {"eval/loss": 3.0}]))
+    assert found.seconds == [4.0]
+
+
+def training_row(step: int, *, seconds: float) -> dict[str, float]:
+    """Four steps an epoch, 70 tokens a step."""
+    counted = {"train/epoch": step / 4, "train/num_input_tokens_seen": 70 * step}
+    return {"step": step, "train/seconds": seconds} | counted
+
+
+def write_run(folder, rows):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    save_file({"a": np.zeros((3, 4)), "b": np.zeros(5)}, folder / "model.safetensors")
+    return folder
 
 
 def test_run_without_evaluation_is_refused(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"train/loss": 1}) + "\n")
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 1}) + "\n")
     with pytest.raises(DataError, match="no eval/loss"):
         read_curve(tmp_path)
 

@@ -57,6 +57,12 @@ def test_a_sample_is_its_seeds(policy, catalog):
     assert draw(0) == draw(0) != draw(1)
 
 
+def test_samples_go_on_from_call_to_call(policy, catalog):
+    sampler = BeamRecommender(policy, catalog=catalog, sample_seed=0)
+    first, second = (sampler.recommend(contexts_of(), k=8, constrained=True).rows_PG for _ in range(2))
+    assert first.tolist() != second.tolist()
+
+
 def test_policy_is_asked_as_it_was_trained(policy, catalog):
     assert BeamRecommender(policy, catalog=catalog).normalisation == "vocabulary"
     assert BeamRecommender(make_policy(catalog, softmax="children"), catalog=catalog).normalisation == "children"

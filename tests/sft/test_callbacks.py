@@ -29,18 +29,21 @@ def test_rows_are_sorted_into_train_and_eval():
     assert step == 1
 
 
-def test_seconds_are_those_of_the_steps_since_the_row_before(monkeypatch):
-    clock = iter([10.0, 12.0, 20.0, 21.0, 30.0, 35.0])  # steps of 2, 1 and 5 seconds
+def test_seconds_are_those_of_training_since_the_row_before(monkeypatch):
+    """Two steps of 2 and 1 seconds, an evaluation of 9, a step of 5."""
+    clock = iter([10.0, 12.0, 13.0, 22.0, 27.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     tracker = Recorder()
     callback = TrackerCallback(tracker)
-    for n_steps in (2, 1):
-        for _ in range(n_steps):
-            callback.on_step_begin(None, STATE, None)
-            callback.on_step_end(None, STATE, None)
-        callback.on_log(None, STATE, None, logs={"eval_hr@10": 0.2})
-        callback.on_log(None, STATE, None, logs={"loss": 1.0})
-    assert [row.get("train/seconds") for row, _ in tracker.rows] == [None, 3.0, None, 5.0]
+    callback.on_train_begin(None, STATE, None)
+    callback.on_step_end(None, STATE, None)
+    callback.on_step_end(None, STATE, None)
+    callback.on_log(None, STATE, None, logs={"loss": 1.0})
+    callback.on_log(None, STATE, None, logs={"eval_hr@10": 0.2})
+    callback.on_evaluate(None, STATE, None)
+    callback.on_step_end(None, STATE, None)
+    callback.on_log(None, STATE, None, logs={"loss": 1.0})
+    assert [row["train/seconds"] for row, _ in tracker.rows] == [3.0, 0.0, 5.0]
 
 
 def test_other_ranks_log_nothing():

@@ -3,9 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from genrec_rl.data.pages import DAY
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sft.targets import WHOLE, answers_of, page_items
-from tests.fixtures import make_example
+from genrec_rl.types import Action
+from tests.fixtures import make_catalog, make_example, make_policy
 from tests.sft.test_user_tree import TABLE, make_table
 
 
@@ -45,7 +48,14 @@ def test_what_joined_targets_teach_alike_is_taught_once():
 
 
 def test_page_of_one_positive_stays_whole_where_exposures_follow_it():
-    assert len(taught(target="page+running", chosen=[1], max_exposed=1)) == 2
+    """Page 2 as two clicks and an exposure, page 1 as a click alone."""
+    table = make_table([[[0, 1], [2], [3, 4]]])
+    actions = table.actions.copy()
+    actions[4] = Action.EXPOSE
+    parts = ("history_items", "history_times", "history_pages")
+    table = replace(table, actions=actions, **{name: getattr(table, name)[:4] for name in parts})
+    assert taught(table, [1], target="page+running", max_exposed=1) == [(1, [2], 2)]
+    assert taught(table, [2], target="page+item", max_exposed=1) == [(2, [3, 4], 3), (2, [3], 3)]
 
 
 def test_running_knows_nothing_behind_another_pages_item():
@@ -64,7 +74,18 @@ def test_context_is_cut_to_the_newest_items():
 def test_answer_is_asked_for_when_its_item_came():
     answers = answers_of(TABLE, np.array([2]), target="running", max_items=10)
     times = TABLE.history_times
-    assert [answers.context(i, max_history=9).time for i in range(3)] == [times[3], times[4], times[5]]
+    assert [answers.context(i, max_history=9).time for i in range(3)] == [TABLE.times[2], times[4], times[5]]
+
+
+@pytest.mark.parametrize("target", ["page", "item"])
+def test_training_asks_when_serving_does(target):
+    """A page's prompt is the same, whether it is taught or asked for: here pages begin before their first click."""
+    prompts = make_policy(make_catalog(), grammar=PromptGrammar(separator="day")).prompts
+    table = replace(TABLE, times=TABLE.history_times[TABLE.history_end] - DAY // 4)
+    answers = answers_of(table, np.arange(len(table)), target=target, max_items=10)
+    for i, page in enumerate(answers.pages):
+        asked = prompts.prompt(table.example(int(page)).context)
+        assert prompts.prompt(answers.context(i, max_history=50)).tolist() == asked.tolist()
 
 
 def test_history_never_reaches_into_another_user():

@@ -1,0 +1,77 @@
+import pytest
+
+from benchmarks.paper_tables import Settings, choose_systems, completed, in_order, protocol_cells
+from benchmarks.tables.systems import TABLES
+from genrec_rl.errors import ConfigError
+
+
+def cells(protocol, **settings):
+    given = completed(Settings(**settings))
+    return protocol_cells(given, protocol, choose_systems(given))
+
+
+@pytest.mark.parametrize(("table", "protocols"), [(1, ["loo", "pages", "ties"]), (2, ["pages"])])
+def test_each_table_has_its_protocols(table, protocols):
+    assert completed(Settings(table=table)).protocols == protocols
+
+
+def test_movielens_has_no_sids_but_ours():
+    assert completed(Settings(data="movielens", sids="letter")).sids == "ours"
+
+
+def test_every_system_is_asked_once_a_seed_but_counters_and_shuffled_ties():
+    systems = ["popularity", "genrec"]
+    assert set(cells("loo", systems=systems, seeds=[1, 2]).answers) == {
+        ("popularity", 0),
+        ("genrec", 1),
+        ("genrec", 2),
+    }
+    assert set(cells("ties", systems=systems, seeds=[1, 2]).answers) == {("popularity", 0), ("genrec", 0)}
+
+
+def test_work_goes_seed_by_seed_after_all_data():
+    order = in_order([cells(name, systems=["tiger"], seeds=[0, 1]) for name in ("loo", "pages")])
+    assert [cell.name for cell in order] == [
+        "loo: data", "loo: catalogue", "pages: data", "pages: catalogue",
+        "loo: tiger, seed 0", "pages: tiger, seed 0", "loo: tiger, seed 1", "pages: tiger, seed 1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ["beauty", "movielens"])
+@pytest.mark.parametrize("protocol", ["loo", "pages", "ties"])
+def test_no_two_cells_do_the_same_work(data, protocol):
+    """Names and seeds apart, no row repeats another."""
+    parts = cells(protocol, data=data, seeds=[0])
+    facts = [{k: v for k, v in cell.facts.items() if k != "system"} for cell in parts.answers.values()]
+    policies = [fact for fact in facts if "arguments" in fact]
+    assert all(a != b for i, a in enumerate(policies) for b in policies[:i])
+    assert len({cell.folder for cell in parts.answers.values()}) == len(parts.answers)
+
+
+def test_key_changes_with_what_a_cell_is_made_of():
+    a, b = (cells("loo", systems=["genrec"], seeds=[0], beams=beams).answers["genrec", 0] for beams in (50, 60))
+    assert a.key != b.key
+    assert a.key != cells("ties", systems=["genrec"], seeds=[0]).answers["genrec", 0].key
+
+
+def test_own_sids_have_their_own_folder():
+    letter, ours = (cells("loo", sids=sids).sids.folder for sids in ("letter", "ours"))
+    assert letter != ours
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"systems": ["tigger"]}, "no system 'tigger' .*did you mean 'tiger'"),
+        ({"protocols": ["page"]}, "no protocol 'page' .*did you mean 'pages'"),
+        ({"systems": ["genrec_vocabulary"], "protocols": ["pages"]}, "genrec_vocabulary is asked under loo alone"),
+        ({"beams": 20}, "beams 20 must be at least 50"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_systems(completed(Settings(**settings)))
+
+
+def test_no_system_named_is_all_of_them():
+    assert choose_systems(completed(Settings())) == list(TABLES[1])
