@@ -126,7 +126,8 @@ def main(argv: list[str] | None = None) -> None:
             plan=plan,
             scorers=scorers,
             protocol=describe(dataset, catalog, scorers, split=settings.split, max_requests=settings.max_requests,
-                              max_history=settings.max_history) | {"decoding": options.describe(plan.beams)},
+                              max_history=settings.max_history)
+            | {"decoding": options.describe(plan.beams, policies)},
             sinks=(writer.write, samples.write),
         )  # fmt: skip
         tracker.log(as_row(report))

@@ -55,7 +55,9 @@ class Settings:
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
     lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
-    eval_hallucination: bool = field(default=True, metadata={"help": "also decode freely, for eval/har@10"})
+    eval_hallucination: bool = field(
+        default=True, metadata={"help": "also decode freely, for eval/har@10 (softmax vocabulary)"}
+    )
     continue_page: bool = field(
         default=False, metadata={"help": "validate with the request's own day as the beginning of the answer"}
     )
@@ -115,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
                 valid,
                 BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),
                 beams=settings.eval_beams,
-                measure_hallucination=settings.eval_hallucination,
+                measure_hallucination=settings.eval_hallucination and settings.softmax == "vocabulary",
             ),
         )
         use_progress_bar(trainer, ["loss", "eval_loss", "eval_ndcg@10", "eval_hr@10", "eval_har@10"])

@@ -1,5 +1,6 @@
 """Policies on disk as systems to evaluate."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.evaluate import System
+from genrec_rl.evaluation.evaluate import DECODINGS, System
 from genrec_rl.models.policy import load_policy
 from genrec_rl.sids.catalog import Catalog
 
@@ -71,28 +72,45 @@ class BeamOptions:
                 f"{beams} (beams)"
             )
 
-    def describe(self, beams: int) -> str:
-        """Return the choices in words, for the protocol."""
+    def describe(self, beams: int, folders: Mapping[str, Path]) -> str:
+        """Return the choices in words, for the protocol, with what each policy's probabilities are over."""
+        if not folders:
+            return "no policies"
         widths = self.beam_widths or (beams,)
         beams_by_level = ", ".join(map(str, widths))
         over = {
-            None: "what the policy was trained with",
             "vocabulary": "the whole vocabulary",
             "level": "a level's codes",
             "children": "codes of real items",
         }
+        names: dict[str, list[str]] = {}
+        for name, folder in folders.items():
+            names.setdefault(over[self.normalisation or trained_over(folder)], []).append(name)
+        over_what = " and ".join(f"{what} ({', '.join(policies)})" for what, policies in names.items())
         page = "; the request's own day begins the answer" if self.continue_page else ""
         drawn = "" if self.sample_seed is None else f"; drawn with seed {self.sample_seed}, not the best"
-        over_what = over[self.normalisation]
         return f"beam widths {beams_by_level}; probabilities over {over_what}; {self.dtype}{page}{drawn}"
 
 
 def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamOptions) -> list[System]:
-    """Return systems that load their policy when they are asked, and decode with and without constraint."""
+    """Return systems that load their policy when they are asked, and decode with and without constraint.
+
+    A policy whose softmax is over real items never learnt which codes exist: it is asked constrained only.
+    """
     return [
-        System(name, partial(load_recommender, folder, catalog=catalog, options=options))
+        System(
+            name,
+            partial(load_recommender, folder, catalog=catalog, options=options),
+            DECODINGS if trained_over(folder) == "vocabulary" else ("constrained",),
+        )
         for name, folder in folders.items()
     ]
+
+
+def trained_over(folder: Path) -> Normalisation:
+    """Return what the probabilities of the policy in a folder are learnt over, without loading it."""
+    found: Normalisation = json.loads((folder / "config.json").read_text()).get("softmax", "vocabulary")
+    return found
 
 
 def load_recommender(folder: Path, *, catalog: Catalog, options: BeamOptions) -> BeamRecommender:

@@ -5,6 +5,7 @@ import torch
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, parse_policies, policy_systems
+from tests.fixtures import make_policy
 
 
 @pytest.fixture
@@ -47,12 +48,24 @@ def test_options_reach_the_recommender(tmp_path, catalog, policy):
     assert recommender.policy.model.dtype == torch.bfloat16
 
 
-def test_protocol_names_what_changes_the_numbers():
-    assert (
-        BeamOptions().describe(50) == "beam widths 50; probabilities over what the policy was trained with; float32"
+def test_protocol_names_what_changes_the_numbers(tmp_path, catalog):
+    for name, softmax in (("sft", "vocabulary"), ("grpo", "vocabulary"), ("fast", "children")):
+        make_policy(catalog, softmax=softmax).save_pretrained(tmp_path / name)
+    folders = {name: tmp_path / name for name in ("sft", "grpo", "fast")}
+    expected = "the whole vocabulary (sft, grpo) and codes of real items (fast)"
+    assert BeamOptions().describe(50, folders) == f"beam widths 50; probabilities over {expected}; float32"
+    options = BeamOptions(beam_widths=(2, 4), normalisation="level", continue_page=True, sample_seed=7)
+    assert options.describe(4, {"sft": tmp_path / "sft"}) == (
+        "beam widths 2, 4; probabilities over a level's codes (sft); float32; the request's own day begins the "
+        "answer; drawn with seed 7, not the best"
     )
-    found = BeamOptions(beam_widths=(2, 4), normalisation="level", dtype="bfloat16").describe(4)
-    assert found == "beam widths 2, 4; probabilities over a level's codes; bfloat16"
+    assert options.describe(4, {}) == "no policies"
+
+
+def test_policy_that_never_learnt_which_codes_exist_is_asked_constrained_only(tmp_path, catalog):
+    make_policy(catalog, softmax="children").save_pretrained(tmp_path)
+    (system,) = policy_systems({"fast": tmp_path}, catalog, BeamOptions())
+    assert system.decodings == ("constrained",)
 
 
 def test_unknown_dtype_is_refused():
