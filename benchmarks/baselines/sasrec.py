@@ -40,7 +40,7 @@ class SasRecSettings(FitSettings):
             raise ConfigError(f"loss '{self.loss}' is neither bce nor ce")
 
 
-CE = SasRecSettings(loss="ce", epochs=10, patience=3, schedule="cosine", bf16=True)
+CE = SasRecSettings(loss="ce", epochs=12, patience=3, schedule="cosine", bf16=True, dropout=0.2)
 BCE = SasRecSettings(loss="bce", epochs=100, evaluate_every=5, patience=3, dim=64)
 
 

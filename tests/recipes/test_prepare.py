@@ -1,5 +1,6 @@
 import json
 
+import polars as pl
 import pytest
 
 from genrec_rl.data.store import load_dataset
@@ -23,6 +24,17 @@ def test_page_rule_and_split_reach_the_card(tmp_path):
     prepare.main([*MARKET, "--page_rule", "gap:2h", "--split", "leave_one_out", "--output_dir", str(tmp_path)])
     card = json.loads((tmp_path / "dataset.json").read_text())
     assert (card["page_rule"], card["split"]) == ("gap:2h", "leave_one_out")
+
+
+def test_ties_can_be_shuffled_and_the_card_says_so(tmp_path):
+    shown = {}
+    for name, words in (("as_logged", []), ("shuffled", ["--shuffle_ties", "true"])):
+        prepare.main([*MARKET, *words, "--output_dir", str(tmp_path / name)])
+        events = pl.read_parquet(tmp_path / name / "events.parquet")
+        shown[name] = events.select("user_id", "timestamp", "item_id").rows()
+    assert shown["shuffled"] != shown["as_logged"]
+    assert sorted(shown["shuffled"]) == sorted(shown["as_logged"])
+    assert "in random order, seed 0" in json.loads((tmp_path / "shuffled" / "dataset.json").read_text())["page"]
 
 
 @pytest.mark.parametrize(
