@@ -93,10 +93,10 @@ def report(settings: Settings) -> None:
     requests: dict[str, Requests] = {}
     for protocol in PROTOCOLS:
         parts = protocol_cells(settings, protocol, specs)
-        found = {key: given for key, cell in parts.answers.items() if (given := load_answers(cell)) is not None}
-        if found:
-            names = [spec.name for spec in specs if any(name == spec.name for name, _ in found)]
-            answers[protocol] = {name: {s: given for (n, s), given in found.items() if n == name} for name in names}
+        for (name, seed), cell in parts.answers.items():
+            if (given := load_answers(cell)) is not None:
+                answers.setdefault(protocol, {}).setdefault(name, {})[seed] = given
+        if protocol in answers:
             examples = load_dataset(parts.data.folder).examples("test", max_history=None)
             requests[protocol] = Requests.of(examples)
             draw_losses(settings, parts, answers[protocol], file.with_name(f"{file.stem}_{protocol}_curves.png"))

@@ -1,6 +1,7 @@
 """A market small enough to work out by hand, shared by the tests: 12 items, 3 levels of 4 codes, 6 pages."""
 
 import os
+from pathlib import Path
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WANDB_MODE": "disabled", "CI": "1"}
 
@@ -8,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from genrec_rl.data.sources.synthetic import make_synthetic
+from genrec_rl.data.store import Dataset, load_dataset, write_dataset
 from genrec_rl.models.policy import BackboneSize, Policy, create_policy
 from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sids.catalog import Catalog
+from genrec_rl.tracking import finish_stage
 from genrec_rl.types import Action, Context, Example
 
 torch.set_num_threads(1)
@@ -89,3 +93,22 @@ def examples() -> list[Example]:
         make_example([1, 2], [4, 6]),
         make_example([9, 8, 7], [11]),
     ]
+
+
+def write_market(root: Path) -> tuple[Dataset, Catalog]:
+    """Write a synthetic market of 60 items and its catalogue as finished stages, ``data`` and ``sids``."""
+    write_dataset(make_synthetic(n_users=40, n_items=60, n_requests=500, seed=0), root / "data")
+    dataset = load_dataset(root / "data")
+    catalog = Catalog(
+        codes=np.stack(np.unravel_index(np.arange(60), (4, 4, 4)), axis=1).astype(np.int32),
+        codebook_sizes=(4, 4, 4),
+        item_ids=np.array(dataset.item_ids),
+        vectors=np.eye(60, dtype=np.float32),
+        centroids=[],
+        items_fingerprint=dataset.items_fingerprint,
+        popularity=dataset.popularity,
+    )
+    catalog.save(root / "sids")
+    for stage in ("data", "sids"):
+        finish_stage(root / stage, stage=stage, settings={}, inputs={}, seconds=0)
+    return dataset, catalog

@@ -22,7 +22,7 @@ mpl.use("Agg")
 class Curve:
     """Validation loss of one policy (nats a token, each positive after the history before its page).
 
-    Each loss has its ``epochs``, ``tokens`` (input places, padding included) and ``seconds`` (of training steps).
+    Each loss has its ``epochs``, ``tokens`` (input places, padding included) and ``seconds`` (of training).
     """
 
     n_parameters: int
@@ -104,7 +104,7 @@ def draw_targets(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
         left.plot(np.array(curve.tokens) / 1e6, curve.losses, marker="o", markersize=3, label=name)
         right.plot(np.array(curve.seconds) / 60, curve.losses, marker="o", markersize=3)
     left.set(xlabel="tokens read (millions, padding included)", ylabel="validation loss (nats a token)")
-    right.set(xlabel="minutes of training steps")
+    right.set(xlabel="minutes of training")
     left.legend(frameon=False, fontsize=8)
     _save(figure, file)
 

@@ -28,7 +28,7 @@ HALLUCINATION = "train/rollout/hallucination_rate"
 def plot_all(report: EvalReport, policies: Mapping[str, Path], folder: Path) -> None:
     """Write every picture that the report and the policies' training logs allow into a folder."""
     plot_accuracy(report, folder / "accuracy.png")
-    if policies:
+    if any("unconstrained" in by for by in report.systems.values()):
         plot_validity(report, folder / "validity.png")
     runs = {name: path for name, path in policies.items() if _has_rewards(path)}
     if runs:

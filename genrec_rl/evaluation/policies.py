@@ -1,6 +1,5 @@
 """Policies on disk as systems to evaluate."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import DECODINGS, System
-from genrec_rl.models.policy import load_policy
+from genrec_rl.models.policy import load_policy, read_facts
 from genrec_rl.sids.catalog import Catalog
 
 
@@ -109,7 +108,7 @@ def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamO
 
 def trained_over(folder: Path) -> Normalisation:
     """Return what the probabilities of the policy in a folder are learnt over, without loading it."""
-    found: Normalisation = json.loads((folder / "config.json").read_text()).get("softmax", "vocabulary")
+    found: Normalisation = read_facts(folder).get("softmax", "vocabulary")
     return found
 
 

@@ -146,16 +146,7 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
         DataError: when its weights are damaged, or its catalogue or grammar is another one.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"no policy in '{folder}': it has no config.json; recipes/sft.py makes one")
-    try:
-        facts = json.loads((folder / "config.json").read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{folder}/config.json is damaged ({error}); train or copy the policy again") from None
-    if facts.get("model_type") != GenRecQwen2Config.model_type or not facts.get("grammar"):
-        raise ConfigError(
-            f"'{folder}' holds a {facts.get('model_type', 'config')} without a prompt grammar, no policy"
-        )
+    facts = read_facts(folder)
     if facts["catalog_fingerprint"] != catalog.fingerprint:
         raise DataError(
             f"{folder}: trained on catalogue {facts['catalog_fingerprint'][:12]}, given {catalog.fingerprint[:12]}; "
@@ -178,3 +169,23 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
             f"{grammar.digest(vocab)[:12]}; use the genrec_rl that trained it, or train it again"
         )
     return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Return a policy's configuration as it was saved, without loading the policy.
+
+    Raises:
+        ConfigError: when the folder holds no policy.
+        DataError: when its configuration is damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"no policy in '{folder}': it has no config.json; recipes/sft.py makes one")
+    try:
+        facts: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{folder}/config.json is damaged ({error}); train or copy the policy again") from None
+    if facts.get("model_type") != GenRecQwen2Config.model_type or not facts.get("grammar"):
+        raise ConfigError(
+            f"'{folder}' holds a {facts.get('model_type', 'config')} without a prompt grammar, no policy"
+        )
+    return facts

@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 
+from benchmarks import paper_tables
 from benchmarks.paper_tables import Settings, choose_systems, completed, in_order, protocol_cells
 from benchmarks.tables.systems import TABLES
 from genrec_rl.errors import ConfigError
+from tests.fixtures import make_policy, write_market
 
 
 def cells(protocol, **settings):
@@ -75,3 +78,19 @@ def test_what_cannot_be_asked_is_refused(settings, message):
 
 def test_no_system_named_is_all_of_them():
     assert choose_systems(completed(Settings())) == list(TABLES[1])
+
+
+@pytest.mark.parametrize(
+    ("softmax", "kinds"),
+    [("vocabulary", {"constrained", "narrow", "free", "sampled"}), ("children", {"constrained", "narrow"})],
+)
+def test_free_answers_are_kept_of_policies_that_learnt_which_codes_exist(monkeypatch, tmp_path, softmax, kinds):
+    _, catalog = write_market(tmp_path)
+    make_policy(catalog, softmax=softmax).save_pretrained(tmp_path / "policy")
+    monkeypatch.setattr(paper_tables, "fit_policy", lambda *_: None)
+    spec = next(spec for spec in TABLES[1] if spec.name == "genrec")
+    paper_tables.answer(Settings(), "pages", spec, 0, tmp_path / "data", tmp_path / "sids", tmp_path)
+    with np.load(tmp_path / "answers.npz") as kept:
+        assert set(kept) == kinds
+        assert (kept["constrained"].shape[1], kept["narrow"].shape[1]) == (50, 20)
+        assert "sampled" not in kept or kept["sampled"].shape[1] == 1

@@ -34,8 +34,10 @@ def test_folder_without_a_policy_names_the_command(tmp_path):
         parse_policies([f"sft={tmp_path}"])
 
 
-def test_policies_decode_both_ways_and_load_late(folder, catalog):
-    (system,) = policy_systems({"sft": folder}, catalog, BeamOptions())
+def test_policies_decode_both_ways_and_load_late(policy, catalog, tmp_path):
+    policy.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (system,) = policy_systems({"sft": tmp_path}, catalog, BeamOptions())
     assert system.decodings == ("constrained", "unconstrained")
 
 

@@ -5,36 +5,18 @@ import json
 import polars as pl
 import pytest
 
-from genrec_rl.data.sources.synthetic import make_synthetic
-from genrec_rl.data.store import load_dataset, write_dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.policy import BackboneSize, PromptGrammar, create_policy
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import finish_stage
 from recipes import evaluate
 from reward_models.scripted import Popularity
+from tests.fixtures import write_market
 
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    import numpy as np
-
     root = tmp_path_factory.mktemp("runs")
-    write_dataset(make_synthetic(n_users=40, n_items=60, n_requests=500, seed=0), root / "data")
-    dataset = load_dataset(root / "data")
-    codes = np.stack(np.unravel_index(np.arange(60), (4, 4, 4)), axis=1).astype(np.int32)
-    catalog = Catalog(
-        codes=codes,
-        codebook_sizes=(4, 4, 4),
-        item_ids=np.array(dataset.item_ids),
-        vectors=np.eye(60, dtype=np.float32),
-        centroids=[],
-        items_fingerprint=dataset.items_fingerprint,
-        popularity=dataset.popularity,
-    )
-    catalog.save(root / "sids")
-    for stage in ("data", "sids"):
-        finish_stage(root / stage, stage=stage, settings={}, inputs={}, seconds=0)
+    dataset, catalog = write_market(root)
     for seed, name in enumerate(("sft", "grpo_sr")):
         policy = create_policy(catalog, grammar=PromptGrammar(), backbone=BackboneSize(16, 1, 2, 16), seed=seed)
         policy.save_pretrained(root / name)
@@ -83,6 +65,22 @@ def test_policies_alone_without_reward(words, tmp_path):
     assert list(content["systems"]) == ["sft", "grpo_sr"]
     assert content["protocol"]["split"].startswith("valid pages")
     assert "R@1" not in content["systems"]["sft"]["constrained"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("others", [[], ["sft"]])
+def test_policy_of_real_items_is_asked_constrained_only(stages, words, tmp_path, others):
+    size = BackboneSize(16, 1, 2, 16)
+    made = create_policy(Catalog.load(stages / "sids"), grammar=PromptGrammar(), backbone=size, softmax="children")
+    made.save_pretrained(tmp_path / "fast")
+    policies = [f"fast={tmp_path / 'fast'}", *(f"{name}={stages / name}" for name in others)]
+    evaluate.main(
+        [*words, "--reward_model", "none", "--baselines", "false", "--max_requests", "20", "--policies", *policies]
+    )
+    systems = json.loads((tmp_path / "eval" / "eval.json").read_text())["systems"]
+    assert set(systems["fast"]) == {"constrained"}
+    assert (tmp_path / "eval" / "validity.png").is_file() == bool(others)
+    assert all(set(systems[name]) == {"constrained", "unconstrained"} for name in others)
 
 
 def test_word_without_equals_is_refused_before_anything_loads(tmp_path):

@@ -56,6 +56,7 @@ def test_page_of_one_positive_stays_whole_where_exposures_follow_it():
     table = replace(table, actions=actions, **{name: getattr(table, name)[:4] for name in parts})
     assert taught(table, [1], target="page+running", max_exposed=1) == [(1, [2], 2)]
     assert taught(table, [2], target="page+item", max_exposed=1) == [(2, [3, 4], 3), (2, [3], 3)]
+    assert taught(table, [2], target="page+item") == [(2, [3], 3)]
 
 
 def test_running_knows_nothing_behind_another_pages_item():

@@ -163,6 +163,15 @@ def test_pages_left_out_are_not_supervised_but_stay_in_the_history():
     assert [(w.start, w.end, list(w.answers)) for w in windows] == [(0, 3, [0, 1])]
 
 
+def test_rows_are_written_once_and_cannot_be_changed(policy, monkeypatch):
+    trees = build_trees(answers(), policy.prompts)
+    first = trees[0]
+    monkeypatch.setattr("genrec_rl.sft.user_tree.tree_row", None)
+    assert trees[0]["input_ids"].tolist() == first["input_ids"].tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        first["input_ids"][0] = 7
+
+
 def test_page_separators_are_refused(catalog):
     policy = make_policy(catalog, grammar=PromptGrammar(separator="page"))
     with pytest.raises(ConfigError, match="packing_pages: none"):
