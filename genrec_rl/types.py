@@ -37,6 +37,11 @@ class Context:
     history_times: Int[np.ndarray, " n"]
     history_pages: Int[np.ndarray, " n"]
 
+    def only(self, kept: Bool[np.ndarray, " n"]) -> "Context":
+        """Return the context with those history items alone that are kept."""
+        columns = (self.history, self.history_times, self.history_pages)
+        return Context(self.user_id, self.time, *(column[kept] for column in columns))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Example:

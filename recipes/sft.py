@@ -41,6 +41,9 @@ class Settings:
         default="item", metadata={"help": "after each item | item, and whether the day goes on | page | none"}
     )
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
+    history_dropout: float = field(
+        default=0.0, metadata={"help": "share of a training prompt's items left out, others each epoch"}
+    )
     target: str = field(
         default="page", metadata={"help": "page (eq. 3, 4) | item (vanilla NTP) | running; or joined: page+running"}
     )
@@ -98,8 +101,16 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
     )
     valid = dataset.examples("valid", max_history=settings.max_history)
-    target = {"target": settings.target, "max_items": settings.max_page_items, "max_exposed": settings.max_exposed}
-    rows = pack(dataset, policy, catalog, packing=settings.packing_pages, **target)
+    rows = pack(
+        dataset,
+        policy,
+        catalog,
+        packing=settings.packing_pages,
+        target=settings.target,
+        max_items=settings.max_page_items,
+        max_exposed=settings.max_exposed,
+        history_dropout=settings.history_dropout,
+    )
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),

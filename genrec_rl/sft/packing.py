@@ -33,16 +33,22 @@ def pack(
     target: str,
     max_items: int,
     max_exposed: int,
+    history_dropout: float = 0.0,
 ) -> Packed:
     """Write the train and valid pages as rows.
 
     ``user_tree`` costs several times less (the history is read once, not once an answer) and gives the same loss
     where a history fits ``max_history``. Valid rows ask for each positive after the history before its page,
-    whatever is taught, so that the losses of different targets can be compared.
+    whatever is taught, so that the losses of different targets can be compared. ``history_dropout`` leaves that share
+    of a training prompt's items out, others each epoch: what came two or three items before is then learnt as what
+    came last, and a user's history is never the same twice.
 
     Raises:
-        ConfigError: for an unknown packing or target, or a policy with a softmax over children without trees.
+        ConfigError: for an unknown packing or target, a dropout that is no share below 1, or a policy with a softmax
+            over children without trees.
     """
+    if not 0 <= history_dropout < 1:
+        raise ConfigError(f"history_dropout {history_dropout} must be at least 0 and below 1")
     softmax = policy.model.config.softmax
     if softmax == "children" and packing == "none":
         raise ConfigError("softmax children is made for trees: set packing_pages user_tree, or softmax vocabulary")
@@ -52,8 +58,10 @@ def pack(
     train = answers_of(dataset.pages, dataset.split.train, target=target, **limits)
     valid = answers_of(dataset.pages, dataset.split.valid, target="item", **limits)
     if packing == "none":
-        return Packed(build_rows(train, policy.prompts), build_rows(valid, policy.prompts))
+        train_rows = build_rows(train, policy.prompts, history_dropout=history_dropout)
+        return Packed(train_rows, build_rows(valid, policy.prompts))
     siblings = Siblings(catalog, policy.vocab) if softmax == "children" else None
-    train_rows, valid_rows = (build_trees(part, policy.prompts, siblings) for part in (train, valid))
+    train_rows = build_trees(train, policy.prompts, siblings, history_dropout=history_dropout)
+    valid_rows = build_trees(valid, policy.prompts, siblings)
     collator = TreeCollator(policy.model, pad_id=policy.vocab.pad_id, siblings=siblings)
     return Packed(train_rows, valid_rows, collator)

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import PADDING, TRUNK, as_attention_mask, tree_mask, use_tree_attention
 from genrec_rl.models.prompts import PromptEncoder
-from genrec_rl.sft.rows import IGNORED
+from genrec_rl.sft.rows import IGNORED, draw_kept
 from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import Answers
 
@@ -70,14 +70,22 @@ def cut_windows(answers: Answers, *, max_history: int) -> list[Window]:
 
 
 def tree_row(
-    answers: Answers, window: Window, prompts: PromptEncoder, siblings: Siblings | None = None
+    answers: Answers,
+    window: Window,
+    prompts: PromptEncoder,
+    siblings: Siblings | None = None,
+    kept: Bool[np.ndarray, " h"] | None = None,
 ) -> dict[str, Int[np.ndarray, " S"]]:
     """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``.
 
     ``node`` is the prefix that a label goes on from; without ``siblings`` 0. With them an answer ends where the
-    rest is certain.
+    rest is certain. With ``kept`` the trunk has those history items alone, and an answer knows the kept ones of
+    what it knew.
     """
     history = answers.history(window.start, window.end, time=answers.time(window.answers[-1]))
+    n_kept = np.arange(len(history.history) + 1)
+    if kept is not None:
+        history, n_kept = history.only(kept), np.append(0, np.cumsum(kept))
     trunk = prompts.prompt(history)
     places_per_item = (len(trunk) - 1) // max(len(history.history), 1)
     trunk_labels = np.full(len(trunk), IGNORED)
@@ -87,7 +95,7 @@ def tree_row(
     trunk_nodes = np.zeros(len(trunk), np.int64)
     nodes = [trunk_nodes]
     for branch, i in enumerate(window.answers):
-        n_known = int(answers.knows[i]) - window.start
+        n_known = int(n_kept[answers.knows[i] - window.start])
         hangs_at = places_per_item * n_known
         begins_with = trunk[hangs_at : hangs_at + 1]
         if prompts.grammar.separator == "day" and n_known:
@@ -113,8 +121,13 @@ def tree_row(
     return {name: np.concatenate(parts) for name, parts in zip(COLUMNS, columns, strict=True)}
 
 
-def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | None = None) -> Dataset:
+def build_trees(
+    answers: Answers, prompts: PromptEncoder, siblings: Siblings | None = None, *, history_dropout: float = 0.0
+) -> Dataset:
     """Return a dataset of windows, written when a row is first read; with ``siblings``, for a softmax over children.
+
+    ``history_dropout`` is the share of the trunk's items that are left out, others each time: rows are then written
+    each time as well.
 
     Raises:
         ConfigError: with separators between pages, where a history's last item is written differently in its
@@ -133,8 +146,12 @@ def build_trees(answers: Answers, prompts: PromptEncoder, siblings: Siblings | N
             values.flags.writeable = False
         return row
 
+    def thinned(i: int) -> dict[str, Int[np.ndarray, " S"]]:
+        kept = draw_kept(windows[i].end - windows[i].start, dropout=history_dropout)
+        return tree_row(answers, windows[i], prompts, siblings, kept)
+
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        rows = [row_of(i) for i in batch["window"]]
+        rows = [thinned(i) if history_dropout else row_of(i) for i in batch["window"]]
         return {name: [row[name] for row in rows] for name in COLUMNS}
 
     return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)

@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.sft.packing import pack
@@ -55,3 +56,19 @@ def test_policy_with_a_softmax_over_children_has_rows_for_it(catalog):
         DATASET, make_policy(catalog, softmax="children"), catalog, packing="user_tree", target="page", **LIMITS
     )
     assert packed.collator.siblings is not None
+
+
+@pytest.mark.parametrize("packing", ["user_tree", "none"])
+def test_history_dropout_is_for_training_rows_alone(policy, catalog, packing):
+    packed = pack(DATASET, policy, catalog, packing=packing, target="page", history_dropout=0.9, **LIMITS)
+    whole = pack(DATASET, policy, catalog, packing=packing, target="page", **LIMITS)
+    torch.manual_seed(0)
+    places = [sum(len(row["input_ids"]) for row in part) for part in (packed.train, whole.train)]
+    assert places[0] < places[1]
+    assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(packed.valid, whole.valid, strict=True))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_history_dropout_that_is_no_share_is_refused(policy, catalog, dropout):
+    with pytest.raises(ConfigError, match=f"history_dropout {dropout}"):
+        pack(DATASET, policy, catalog, packing="user_tree", target="page", history_dropout=dropout, **LIMITS)

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
+import torch
 
-from genrec_rl.sft.rows import IGNORED, build_rows
+from genrec_rl.sft.rows import IGNORED, build_rows, draw_kept
 from genrec_rl.sft.targets import answers_of
 from tests.sft.test_user_tree import TABLE
 
@@ -34,3 +36,18 @@ def test_with_one_positive_a_page_all_targets_are_the_same_rows(policy):
 def test_long_histories_keep_their_newest_items(policy):
     row = build_rows(answers_of(TABLE, np.array([2]), target="item", max_items=10), policy.prompts)[0]
     assert len(row["input_ids"]) == 1 + 2 * 3 + 3
+
+
+def test_history_dropout_leaves_out_history_items_and_no_answer(policy):
+    taught = answers_of(TABLE, np.array([2]), target="page", max_items=10)
+    whole = build_rows(taught, policy.prompts)[0]["input_ids"]
+    thinned = build_rows(taught, policy.prompts, history_dropout=0.5)
+    torch.manual_seed(0)
+    lengths = {len(thinned[0]["input_ids"]) for _ in range(20)}
+    assert lengths == {len(whole) - 2 * left_out for left_out in range(4)}
+    assert thinned[0]["input_ids"][-9:] == whole[-9:]
+
+
+def test_draw_keeps_an_item_with_one_minus_the_dropout():
+    torch.manual_seed(0)
+    assert draw_kept(10_000, dropout=0.3).mean() == pytest.approx(0.7, abs=0.02)

@@ -6,9 +6,9 @@ from genrec_rl.data.pages import DAY, PageTable
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import TRUNK
 from genrec_rl.models.prompts import PromptGrammar
-from genrec_rl.sft.rows import IGNORED, build_rows
+from genrec_rl.sft.rows import IGNORED, build_rows, training_row
 from genrec_rl.sft.targets import answers_of
-from genrec_rl.sft.user_tree import ROOM, TreeCollator, build_trees, cut_windows, share_rows
+from genrec_rl.sft.user_tree import ROOM, TreeCollator, build_trees, cut_windows, share_rows, tree_row
 from genrec_rl.types import Action
 from tests.fixtures import make_policy
 
@@ -176,3 +176,35 @@ def test_page_separators_are_refused(catalog):
     policy = make_policy(catalog, grammar=PromptGrammar(separator="page"))
     with pytest.raises(ConfigError, match="packing_pages: none"):
         build_trees(answers(), policy.prompts)
+
+
+@pytest.mark.parametrize("target", ["page", "item", "running", "page+running"])
+@pytest.mark.parametrize("separator", ["item", "day"])
+def test_tree_of_kept_items_has_the_loss_of_one_row_an_answer_of_the_kept_items(catalog, target, separator):
+    policy = make_policy(catalog, grammar=PromptGrammar(separator=separator))
+    taught = answers(make_table([[[0, 1], [2], [3, 4, 5]]]), target=target)
+    (window,) = cut_windows(taught, max_history=50)
+    kept = np.array([True, False, True, False, True])[: window.end - window.start]
+    expected = 0.0
+    for i in range(len(taught)):
+        context = taught.context(i, max_history=50)
+        row = training_row(policy.prompts, context.only(kept[: len(context.history)]), taught.items(i))
+        scores = policy.model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
+        expected -= sum(scores[s - 1, token].item() for s, token in enumerate(row["labels"]) if token != IGNORED)
+    row = tree_row(taught, window, policy.prompts, kept=kept)
+    batch = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)([row])
+    assert loss_of(policy.model, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_history_dropout_leaves_out_other_items_each_time_and_no_answer(policy):
+    taught = answers(make_table([[[i % 12] for i in range(20)]]), target="running")
+    (window,) = build_trees(taught, policy.prompts)
+    trees = build_trees(taught, policy.prompts, history_dropout=0.5)
+    torch.manual_seed(0)
+    first, second = trees[0], trees[0]
+    for thinned in (first, second):
+        assert (thinned["shift_labels"] != IGNORED).sum() == (window["shift_labels"] != IGNORED).sum()
+        assert (thinned["owner"] == TRUNK).sum() < (window["owner"] == TRUNK).sum()
+    assert not np.array_equal(first["input_ids"], second["input_ids"])
+    torch.manual_seed(0)
+    assert np.array_equal(trees[0]["input_ids"], first["input_ids"])
