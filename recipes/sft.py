@@ -56,6 +56,10 @@ class Settings:
     )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
+    learn_valid: bool = field(
+        default=False,
+        metadata={"help": "learn the validation pages too, to serve: no choice can be made by them then"},
+    )
     lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
     eval_hallucination: bool = field(
@@ -110,6 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         max_items=settings.max_page_items,
         max_exposed=settings.max_exposed,
         history_dropout=settings.history_dropout,
+        learn_valid=settings.learn_valid,
     )
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),

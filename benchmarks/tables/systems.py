@@ -29,6 +29,11 @@ class SystemSpec:
 NO_MERGER = ("--merge", "false", "--item_embedding", "false")
 """An item's own vector stands beside its merged one."""
 
+WITH_VALID = (
+    "--learn_valid", "true", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
+)  # fmt: skip
+"""As the counters that count them: the last weights are taken, since validation can choose none."""
+
 TABLE_1 = (
     SystemSpec("popularity", "counter", "popularity"),
     SystemSpec("cooccurrence", "counter", "forward co-occurrence, training counts"),
@@ -46,6 +51,8 @@ TABLE_1 = (
                published={"phonism/genrec, 1.7B": (.0525, .0352, .0791, .0438)}),
     SystemSpec("genrec_item", "policy", "vanilla NTP, merged", ("--target", "item")),
     SystemSpec("genrec_running", "policy", "running target, merged", ("--target", "running")),
+    SystemSpec("genrec_running_with_valid", "policy", "running target, merged; learns validation items too",
+               ("--target", "running", *WITH_VALID)),
     SystemSpec("genrec_no_merger", "policy", "page-wise, no merger",
                ("--target", "page", *NO_MERGER), continues_page=True),
     SystemSpec("genrec_codes", "policy", "page-wise, merged, prompts of codes alone",
@@ -83,6 +90,8 @@ PAIRS = (
     ("genrec_codes", "lc_rec"),
     ("genrec_running_days", "genrec_running"),
     ("genrec_running", "genrec_item"),
+    ("genrec_running_with_valid", "genrec_running"),
+    ("genrec_running_with_valid", "cooccurrence_with_valid"),
     ("genrec", "cooccurrence"),
     ("genrec", "sasrec_ce"),
     ("genrec", "tiger"),

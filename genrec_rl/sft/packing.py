@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from datasets import Dataset as Rows
 
 from genrec_rl.data.store import Dataset
@@ -34,6 +35,7 @@ def pack(
     max_items: int,
     max_exposed: int,
     history_dropout: float = 0.0,
+    learn_valid: bool = False,
 ) -> Packed:
     """Write the train and valid pages as rows.
 
@@ -41,7 +43,8 @@ def pack(
     where a history fits ``max_history``. Valid rows ask for each positive after the history before its page,
     whatever is taught, so that the losses of different targets can be compared. ``history_dropout`` leaves that share
     of a training prompt's items out, others each epoch: what came two or three items before is then learnt as what
-    came last, and a user's history is never the same twice.
+    came last, and a user's history is never the same twice. ``learn_valid`` also teaches the valid pages: for a
+    policy that is served, or asked for test pages alone, when its settings are chosen.
 
     Raises:
         ConfigError: for an unknown packing or target, a dropout that is no share below 1, or a policy with a softmax
@@ -55,7 +58,8 @@ def pack(
     if packing not in ("user_tree", "none"):
         raise ConfigError(f"packing_pages '{packing}' is not one of user_tree, none")
     limits = {"max_items": max_items, "max_exposed": max_exposed}
-    train = answers_of(dataset.pages, dataset.split.train, target=target, **limits)
+    taught = np.union1d(dataset.split.train, dataset.split.valid) if learn_valid else dataset.split.train
+    train = answers_of(dataset.pages, taught, target=target, **limits)
     valid = answers_of(dataset.pages, dataset.split.valid, target="item", **limits)
     if packing == "none":
         train_rows = build_rows(train, policy.prompts, history_dropout=history_dropout)

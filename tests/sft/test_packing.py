@@ -72,3 +72,12 @@ def test_history_dropout_is_for_training_rows_alone(policy, catalog, packing):
 def test_history_dropout_that_is_no_share_is_refused(policy, catalog, dropout):
     with pytest.raises(ConfigError, match=f"history_dropout {dropout}"):
         pack(DATASET, policy, catalog, packing="user_tree", target="page", history_dropout=dropout, **LIMITS)
+
+
+@pytest.mark.parametrize("packing", ["user_tree", "none"])
+def test_learn_valid_teaches_the_validation_pages_too(policy, catalog, packing):
+    key = "shift_labels" if packing == "user_tree" else "labels"
+    for learn_valid, n_items in ((False, 2 + 1 + 1), (True, 2 + 1 + 1 + 3 + 2)):
+        packed = pack(DATASET, policy, catalog, packing=packing, target="running", learn_valid=learn_valid, **LIMITS)
+        taught = sum(sum(token != IGNORED for token in row[key]) for row in packed.train)
+        assert taught == policy.vocab.n_levels * n_items
