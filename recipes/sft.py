@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from genrec_rl.config import parse_recipe
+from genrec_rl.errors import ConfigError
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
 
 
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     from genrec_rl.sids.catalog import Catalog
 
     settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
+    if settings.learn_valid and args.load_best_model_at_end:
+        raise ConfigError("learn_valid teaches the pages that would choose; set load_best_model_at_end: false")
     started = time.time()
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",

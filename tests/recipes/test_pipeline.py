@@ -113,6 +113,11 @@ def test_bad_settings_are_one_clear_error_and_write_nothing(runs, tmp_path, word
     assert not (tmp_path / "out").exists()
 
 
+def test_learning_validation_pages_and_choosing_by_them_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="set load_best_model_at_end: false"):
+        sft.main(["--learn_valid", "true", "--output_dir", str(tmp_path / "sft")])
+
+
 @pytest.mark.slow
 def test_catalogue_of_other_data_is_refused(runs, tmp_path):
     build_words = ["--data_dir", str(runs / "data"), "--output_dir", str(tmp_path / "sids"), "--epochs", "1"]
