@@ -9,7 +9,6 @@ Watch   GAUC against the popularity beside it: inside a page, does the model ran
         The slope of calibration near 1, and a gate that stops far more random items than positives.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from genrec_rl.rewards.gates import EmbeddingGate, SidPrefixGate, gate_report
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
 from reward_models.candidates import NegativeSampler
-from reward_models.report import judge, plot_reliability, print_report
+from reward_models.report import judge, write_report
 from reward_models.sim.fit import FitSettings, category_search_keys, fit_sim, halve_users, sid_search_keys
 from reward_models.sim.model import SIMConfig
 
@@ -96,11 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     offered = {"embedding": EmbeddingGate(catalog, examples=tuning), "sid_prefix": SidPrefixGate(catalog)}
     gates = {name: gate_report(gate, held_out, catalog, seed=settings.seed) for name, gate in offered.items()}
     seconds = time.monotonic() - started
-    print_report(console, report, gates, seconds=seconds)
-    plot_reliability(report, output_dir / "reliability.png")
-    written = {"fingerprint": model.fingerprint, "report": asdict(report), "seconds": round(seconds, 1)}
-    written["gates"] = {name: asdict(gate) for name, gate in gates.items()}
-    (output_dir / "reward.json").write_text(json.dumps(written, indent=2) + "\n")
+    write_report(console, model, report, gates, output_dir, seconds=seconds)
     inputs = {"data": settings.data_dir, "sids": settings.sid_dir}
     finish_stage(output_dir, stage="train_reward", settings=config, inputs=inputs, seconds=seconds)
 

@@ -26,6 +26,7 @@ class Kind(IntEnum):
     POSITIVE = 0
     EXPOSED = 1
     DRAWN = 2
+    PROPOSED = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,7 +103,8 @@ def label_candidates(
     for example, page, drawn, n in zip(examples, positives, drawn_PG, n_drawn, strict=True):
         exposed = example.items[example.actions == Action.EXPOSE] if with_exposed else page[:0]
         rows.append(np.concatenate([page, exposed, drawn[:n]]))
-        kinds.append(np.repeat(np.array(list(Kind), dtype=np.int8), [len(page), len(exposed), n]))
+        sizes = {Kind.POSITIVE: len(page), Kind.EXPOSED: len(exposed), Kind.DRAWN: n}
+        kinds.append(np.repeat(np.array([*sizes], dtype=np.int8), [*sizes.values()]))
     is_real_PG = pad_rows([np.ones(len(row), dtype=bool) for row in rows], fill=False)
     return LabelledCandidates(
         [example.context for example in examples],
@@ -110,6 +112,21 @@ def label_candidates(
         pad_rows(kinds, fill=Kind.DRAWN),
         is_real_PG,
     )
+
+
+def label_proposals(examples: Sequence[Example], rows_PG: Int[np.ndarray, "P G"]) -> LabelledCandidates:
+    """Label what a policy proposed for each page; invalid SIDs (``NO_ITEM``) are padding.
+
+    A positive that the policy did not propose is not added: then "does not look like a proposal" would be evidence
+    of a positive.
+    """
+    is_real_PG = rows_PG != NO_ITEM
+    is_positive_PG = np.stack(
+        [np.isin(rows, example.positives) for rows, example in zip(rows_PG, examples, strict=True)]
+    )
+    kinds_PG = np.where(is_positive_PG & is_real_PG, Kind.POSITIVE, Kind.PROPOSED).astype(np.int8)
+    contexts = [example.context for example in examples]
+    return LabelledCandidates(contexts, np.where(is_real_PG, rows_PG, 0), kinds_PG, is_real_PG)
 
 
 def pad_rows(rows: Sequence[np.ndarray], *, fill: int | bool) -> np.ndarray:

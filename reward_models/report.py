@@ -1,5 +1,6 @@
 """What a trained reward model is worth: ranking by kind of negative, calibration, and how to show them."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,11 +66,13 @@ def judge(
     popularity: Int[np.ndarray, " n"],
     negatives_per_positive: int,
     seed: int,
+    proposed: LabelledCandidates | None = None,
 ) -> RewardReport:
     """Measure a reward model on pages that chose nothing about it.
 
     Slices: ``exposed`` (shown and left; only where the log has such), ``uniform`` and ``popular`` (drawn evenly, and
-    by popularity). Calibration is over the mixture that the model was trained on.
+    by popularity), ``proposed`` (by a policy: GAUC inside its groups). Calibration is over what the model was trained
+    on: the proposals where there are any, else the mixture of exposed and drawn negatives.
 
     Args:
         model: the reward model.
@@ -78,6 +81,7 @@ def judge(
         popularity: counts of positives in training pages.
         negatives_per_positive: of training, for the mixture.
         seed: of drawn negatives and bootstrap.
+        proposed: what a policy proposed for held-out pages.
     """
     rng = np.random.default_rng(seed)
     kinds = {
@@ -93,6 +97,8 @@ def judge(
     if any((example.actions == Action.EXPOSE).any() for example in examples):
         exposed = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=0)
         kinds = {"exposed": exposed} | kinds
+    if proposed is not None:
+        kinds["proposed"] = proposed
     slices = {
         name: Slice(
             _rank(candidates, score_pages(model, candidates.contexts, candidates.rows_PG), seed=seed),
@@ -100,7 +106,9 @@ def judge(
         )
         for name, candidates in kinds.items()
     }
-    mixture = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=negatives_per_positive)
+    mixture = proposed or label_candidates(
+        examples, sampler=sampler, rng=rng, negatives_per_positive=negatives_per_positive
+    )
     scores = score_pages(model, mixture.contexts, mixture.rows_PG)[mixture.is_real_PG]
     labels = mixture.labels_PG[mixture.is_real_PG]
     predicted, observed, sizes = equal_mass_bins(scores, labels, n_bins=15)
@@ -127,6 +135,23 @@ def _rank(candidates: LabelledCandidates, scores_PG: Float[np.ndarray, "P G"], *
     return rank_quality(scores_PG, candidates.labels_PG, candidates.is_real_PG, users, seed=seed)
 
 
+def write_report(
+    console: Console,
+    model: RewardModel,
+    report: RewardReport,
+    gates: Mapping[str, GateReport],
+    output_dir: Path,
+    *,
+    seconds: float,
+) -> None:
+    """Print the tables, draw the reliability diagram, and write ``reward.json``."""
+    print_report(console, report, gates, seconds=seconds)
+    plot_reliability(report, output_dir / "reliability.png", name=type(model).__name__)
+    written = {"fingerprint": model.fingerprint, "report": asdict(report), "seconds": round(seconds, 1)}
+    written["gates"] = {name: asdict(gate) for name, gate in gates.items()}
+    (output_dir / "reward.json").write_text(json.dumps(written, indent=2) + "\n")
+
+
 def print_report(console: Console, report: RewardReport, gates: Mapping[str, GateReport], *, seconds: float) -> None:
     """Print ranking, calibration and gates as tables."""
     title = f"Reward model: {report.n_pages:,} pages of {report.n_users:,} held-out users"
@@ -140,7 +165,7 @@ def print_report(console: Console, report: RewardReport, gates: Mapping[str, Gat
     console.print(ranking)
 
     c = report.calibration
-    calibration = Table(title="Calibration (on exposed and drawn negatives)")
+    calibration = Table(title="Calibration (on the kinds of candidates that it learnt from)")
     for heading in ("log loss", "base rate's", "ECE", "ECE equal mass", "slope", "intercept", "COPC"):
         calibration.add_column(heading, justify="right")
     numbers = (c.log_loss, c.base_log_loss, c.ece, c.ece_equal_mass, c.slope, c.intercept, c.copc)
@@ -156,7 +181,7 @@ def print_report(console: Console, report: RewardReport, gates: Mapping[str, Gat
     console.print(f"trained in {seconds:.0f} s")
 
 
-def plot_reliability(report: RewardReport, path: Path) -> None:
+def plot_reliability(report: RewardReport, path: Path, *, name: str) -> None:
     """Draw observed against predicted rate, with 95 % binomial intervals."""
     from matplotlib.figure import Figure
 
@@ -166,7 +191,7 @@ def plot_reliability(report: RewardReport, path: Path) -> None:
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfect")
-    axes.errorbar(predicted, observed, yerr=margin, fmt="o-", markersize=4, linewidth=1, label="SIM")
+    axes.errorbar(predicted, observed, yerr=margin, fmt="o-", markersize=4, linewidth=1, label=name)
     axes.set(xlabel="predicted reward", ylabel="share clicked or ordered", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     axes.set_title(f"Reliability, 15 bins of equal mass (ECE {report.calibration.ece_equal_mass:.3f})", fontsize=10)
     axes.legend(frameon=False)

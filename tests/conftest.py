@@ -3,7 +3,7 @@ import importlib
 import numpy as np
 import pytest
 
-OWN_REWARD_MODELS = ("sim-soft", "sim-hard", "popularity", "constant")
+OWN_REWARD_MODELS = ("sim-soft", "sim-hard", "xgb", "popularity", "constant")
 
 
 def pytest_addoption(parser):
@@ -35,6 +35,11 @@ def _own(name):
         return Constant(0.25)
     if name == "popularity":
         return Popularity(np.arange(7))
+
+    if name == "xgb":
+        from tests.reward_models.xgb.test_fit import fit
+
+        return fit()
 
     import torch
 

@@ -9,7 +9,7 @@
 Several can be taught at once: ``page+running``. What they teach alike is taught once, such as a page's only positive.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -65,6 +65,13 @@ class Answers:
         end = int(self.knows[i])
         start = max(int(self.table.history_start[self.pages[i]]), end - max_history)
         return self.history(start, end, time=self.time(i))
+
+    def example(self, i: int, *, max_history: int) -> Example:
+        """Return answer i as a request of its own, for what learns from requests: its items count as clicked."""
+        items = self.items(i)
+        page = int(self.pages[i])
+        context = replace(self.context(i, max_history=max_history), user_id=str(self.table.user_ids[page]))
+        return Example(str(self.table.request_ids[page]), context, items, np.full(len(items), Action.CLICK, np.int8))
 
 
 def page_items(example: Example, *, max_items: int, max_exposed: int = 0) -> Int[np.ndarray, " m"]:

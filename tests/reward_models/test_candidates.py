@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.types import Action, Context, Example
-from reward_models.candidates import Kind, NegativeSampler, label_candidates, pad_rows
+from genrec_rl.types import NO_ITEM, Action, Context, Example
+from reward_models.candidates import Kind, NegativeSampler, label_candidates, label_proposals, pad_rows
+from tests.fixtures import make_example
 
 NOTHING = np.empty(0, dtype=np.int64)
 CONTEXT = Context("u", 100, NOTHING, NOTHING, NOTHING)
@@ -76,3 +77,11 @@ def test_impossible_shares_are_refused(popularity, share):
 
 def test_no_rows_pad_to_nothing():
     assert pad_rows([], fill=0).shape == (0, 0)
+
+
+def test_proposals_are_labelled_and_no_positive_is_added():
+    examples = [make_example([0], [1, 2]), make_example([3], [4])]
+    found = label_proposals(examples, np.array([[2, 5, NO_ITEM], [6, 7, 8]]))
+    assert found.labels_PG.tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert found.is_real_PG.tolist() == [[True, True, False], [True, True, True]]
+    assert found.kinds_PG[0, 1] == Kind.PROPOSED

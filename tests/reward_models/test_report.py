@@ -77,5 +77,5 @@ def test_tables_and_plot_are_made(tmp_path):
     print_report(Console(file=out, width=120), report(pages()), gates, seconds=1.0)
     for part in ("30 pages of 30 held-out users", "exposed", "1.000 [1.000, 1.000]", "95.0%", "50.0%"):
         assert part in out.getvalue()
-    plot_reliability(report(pages()), tmp_path / "reliability.png")
+    plot_reliability(report(pages()), tmp_path / "reliability.png", name="SIM")
     assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,163 @@
+"""Trees as a reward model: sigmoid of the calibrated margin of a gradient-boosted ensemble."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import safetensors.numpy
+import xgboost
+from jaxtyping import Float, Float32, Int
+from scipy.special import expit
+from typing_extensions import override
+
+from genrec_rl.errors import DataError
+from genrec_rl.rewards.protocol import RewardModel
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.types import Context
+from reward_models.manifest import digest_of, read_files, write_files
+from reward_models.xgb.counts import LogCounts
+from reward_models.xgb.features import FEATURES, ItemTables, request_features
+
+_CONFIG, _TREES, _TABLES = "config.json", "model.ubj", "tables.safetensors"
+_COUNTED = ("pair_keys", "pair_counts", "taken_keys", "shown_keys")
+_FORMAT = 1
+_REQUESTS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Platt's a and b: scores are sigmoid(slope margin + intercept)."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+class XGB(RewardModel):
+    """A trained ensemble with what it counts and its calibration. Read-only: train another with ``fit_xgb``.
+
+    Args:
+        booster: trees over ``FEATURES``.
+        counts: what training pages say, of all users.
+        items: the catalogue's tables.
+        catalog_fingerprint: of the catalogue whose rows it scores.
+        max_history: newest history items that it reads.
+        calibration: Platt's.
+    """
+
+    def __init__(
+        self,
+        booster: xgboost.Booster,
+        counts: LogCounts,
+        items: ItemTables,
+        *,
+        catalog_fingerprint: str,
+        max_history: int,
+        calibration: Calibration,
+    ) -> None:
+        self.booster = booster
+        self.counts = counts
+        self.items = items
+        self.catalog_fingerprint = catalog_fingerprint
+        self.max_history = max_history
+        self.calibration = calibration
+
+    @cached_property
+    @override
+    def fingerprint(self) -> str:  # type: ignore[override]
+        return digest_of(self._files())
+
+    @override
+    def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
+        margins_PG = self.margins(contexts, candidates)
+        return expit(self.calibration.slope * margins_PG + self.calibration.intercept)
+
+    def margins(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float32[np.ndarray, "P G"]:
+        """Return the trees' sums before calibration, some requests at a time."""
+        margins_PG = np.zeros(candidates.shape, np.float32)
+        for start in range(0, len(contexts), _REQUESTS_AT_ONCE):
+            some = slice(start, start + _REQUESTS_AT_ONCE)
+            features_PGF = request_features(
+                self.counts, self.items, contexts[some], candidates[some], max_history=self.max_history
+            )
+            flat = features_PGF.reshape(-1, len(FEATURES))
+            if len(flat):
+                margins_PG[some] = self.booster.inplace_predict(flat, predict_type="margin").reshape(
+                    features_PGF.shape[:2]
+                )
+        return margins_PG
+
+    @property
+    def importance(self) -> dict[str, float]:
+        """Share of the trees' total gain by feature, largest first."""
+        found = self.booster.get_score(importance_type="total_gain")
+        gains = {FEATURES[int(name.removeprefix("f"))]: float(np.sum(gain)) for name, gain in found.items()}
+        shares = {name: gain / sum(gains.values()) for name, gain in gains.items()}
+        return dict(sorted(shares.items(), key=lambda pair: -pair[1]))
+
+    @override
+    def save_pretrained(self, path: str | Path) -> None:
+        write_files(path, self._files())
+
+    @classmethod
+    @override
+    def from_pretrained(cls, path: str | Path, *, catalog: Catalog | None = None) -> Self:
+        """Load what ``save_pretrained`` wrote.
+
+        Args:
+            path: the folder.
+            catalog: the catalogue in use, to make sure that its rows mean what the model learnt.
+
+        Raises:
+            DataError: when a file is missing or differs from the manifest, or the catalogue is another one.
+        """
+        files = read_files(path, (_CONFIG, _TREES, _TABLES))
+        values = json.loads(files[_CONFIG])
+        if (values.get("model"), values.get("format"), values.get("features")) != ("XGB", _FORMAT, [*FEATURES]):
+            raise DataError(
+                f"{Path(path) / _CONFIG}: holds {values.get('model')} format {values.get('format')} with features "
+                f"{values.get('features')}, expected XGB format {_FORMAT} with this version's; train it again with "
+                "`python recipes/train_xgb.py`"
+            )
+        if catalog is not None and catalog.fingerprint != values["catalog_fingerprint"]:
+            raise DataError(
+                f"{path}: trained for catalogue {values['catalog_fingerprint'][:12]}, but the catalogue in use is "
+                f"{catalog.fingerprint[:12]}; train it again with `python recipes/train_xgb.py`"
+            )
+        tables = safetensors.numpy.load(files[_TABLES])
+        booster = xgboost.Booster()
+        booster.load_model(bytearray(files[_TREES]))
+        return cls(
+            booster,
+            LogCounts(values["n_items"], *(tables[name] for name in _COUNTED)),
+            ItemTables(tables["codes"], tables["vectors"], tables["categories"]),
+            catalog_fingerprint=values["catalog_fingerprint"],
+            max_history=values["max_history"],
+            calibration=Calibration(values["slope"], values["intercept"]),
+        )
+
+    def _files(self) -> dict[str, bytes]:
+        config = {
+            "model": "XGB",
+            "format": _FORMAT,
+            "features": [*FEATURES],
+            "n_items": self.counts.n_items,
+            "max_history": self.max_history,
+            "catalog_fingerprint": self.catalog_fingerprint,
+            "slope": self.calibration.slope,
+            "intercept": self.calibration.intercept,
+        }
+        tables = {
+            **{name: getattr(self.counts, name) for name in _COUNTED},
+            "codes": self.items.codes,
+            "vectors": self.items.vectors,
+            "categories": self.items.categories,
+        }
+        return {
+            _CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+            _TREES: bytes(self.booster.save_raw("ubj")),
+            _TABLES: safetensors.numpy.save({name: np.ascontiguousarray(table) for name, table in tables.items()}),
+        }
