@@ -24,9 +24,10 @@ from benchmarks.tables.measure import without_seen
 from genrec_rl.config import nearest
 from genrec_rl.data.split import Split
 from genrec_rl.data.store import Dataset, load_dataset
+from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import COUNTED, counted_system
-from genrec_rl.evaluation.evaluate import Plan, Recommender, measure_requests, predict
+from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe, source_commit
 

@@ -31,10 +31,10 @@ from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
 from benchmarks.tables.systems import TABLES, TARGETS, SystemSpec
 from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset, load_dataset
-from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.decoding.recommender import BeamRecommender, Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import counted_system
-from genrec_rl.evaluation.evaluate import Decoding, Plan, Recommender, predict
+from genrec_rl.evaluation.evaluate import Decoding, Plan, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe

@@ -20,7 +20,7 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import baseline_systems
 from genrec_rl.evaluation.evaluate import Plan, describe, evaluate
 from genrec_rl.evaluation.plots import plot_all
-from genrec_rl.evaluation.policies import BeamOptions, parse_policies, policy_systems
+from genrec_rl.evaluation.policies import BeamOptions, parse_policies, policy_systems, reranked_systems
 from genrec_rl.evaluation.predictions import PredictionsWriter
 from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
 from genrec_rl.rewards.components import load_reward_model, read_block
@@ -38,6 +38,9 @@ class Settings:
     output_dir: str = field(default="runs/demo/eval", metadata={"help": "folder to write"})
     reward_model: dict | str | None = field(
         default=None, metadata={"help": "{class_path, init_args: {path}} or none"}
+    )
+    rerank: float | None = field(
+        default=None, metadata={"help": "weight of the reward's log-odds: adds each policy re-ranked by reward_model"}
     )
     reward_dir: str | None = field(default=None, metadata={"help": "folder to load reward_model from, over its path"})
     trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
@@ -105,12 +108,17 @@ def main(argv: list[str] | None = None) -> None:
     made_from = {"data": settings.data_dir, "sids": settings.sid_dir}
     for folder in policies.values():
         check_made_from(folder, made_from, command="accelerate launch recipes/sft.py")
+    if settings.rerank is not None and block is None:
+        raise ConfigError("rerank needs a reward_model to re-rank by; name one, or leave both out")
     scorers = {}
     if block is not None:
         scorers["R"] = load_reward_model(block, catalog=catalog, trusted_packages=settings.trusted_packages)
     examples = list(dataset.examples(settings.split, max_history=settings.max_history))[: settings.max_requests]
     systems = baseline_systems(dataset, catalog) if settings.baselines else []
-    systems += policy_systems(policies, catalog, options)
+    asked = policy_systems(policies, catalog, options)
+    systems += asked
+    if settings.rerank is not None:
+        systems += reranked_systems(asked, scorers["R"], weight=settings.rerank)
     samples = Samples(examples, titles=dataset.titles, seed=settings.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     with (

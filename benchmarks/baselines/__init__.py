@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from benchmarks.baselines import bert4rec, hstu, sasrec, tiger
 from benchmarks.baselines.training import FitSettings
-from genrec_rl.evaluation.evaluate import Recommender
+from genrec_rl.decoding.recommender import Recommender
 
 SETTINGS: Mapping[str, FitSettings] = MappingProxyType(
     {

@@ -1,7 +1,8 @@
-"""A policy that recommends: prompts, beam search, and the catalogue that resolves SIDs to items."""
+"""What recommends: anything that proposes SIDs, and a policy with its prompts, beam search and catalogue."""
 
 from collections.abc import Sequence
 from math import prod
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,14 @@ from genrec_rl.models.trunk import in_eval_mode
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.vocab import SidVocab
 from genrec_rl.types import Context, Rollouts
+
+
+class Recommender(Protocol):
+    """Proposes semantic ids for requests."""
+
+    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
+        """Return k SIDs for each context, best first; constrained ones all belong to catalogue items."""
+        ...
 
 
 class BeamRecommender:

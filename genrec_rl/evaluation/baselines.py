@@ -15,8 +15,9 @@ from torch import Tensor
 
 from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset
+from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.evaluate import Recommender, System
+from genrec_rl.evaluation.evaluate import System
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Context, Example, Rollouts
 

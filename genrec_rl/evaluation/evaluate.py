@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,25 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from genrec_rl import metrics
 from genrec_rl.data.store import Dataset
+from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError, DataError, RolloutError
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.rewards.scoring import score_candidates
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.types import NO_ITEM, Action, Context, EvalReport, Example, Interval, Rollouts
+from genrec_rl.types import NO_ITEM, Action, EvalReport, Example, Interval
 
 Decoding = Literal["constrained", "unconstrained"]
 DECODINGS: tuple[Decoding, ...] = ("constrained", "unconstrained")
 PAIR = "-"
 REQUESTS_AT_ONCE = 512
 """Requests between two steps of the progress bar; a recommender cuts them into batches of its own."""
-
-
-class Recommender(Protocol):
-    """Proposes semantic ids for requests."""
-
-    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
-        """Return k SIDs for each context, best first; constrained ones all belong to catalogue items."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

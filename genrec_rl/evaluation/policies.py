@@ -10,9 +10,11 @@ import torch
 
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
 from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.decoding.rerank import Reranker
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import DECODINGS, System
 from genrec_rl.models.policy import load_policy, read_facts
+from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.sids.catalog import Catalog
 
 
@@ -104,6 +106,15 @@ def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamO
         )
         for name, folder in folders.items()
     ]
+
+
+def reranked_systems(systems: Sequence[System], reward_model: RewardModel, *, weight: float) -> list[System]:
+    """Return each system once more, what it proposes re-ranked by a reward model: ``<name>_reranked``."""
+
+    def load(system: System) -> Reranker:
+        return Reranker(system.load(), reward_model, weight=weight)
+
+    return [System(f"{system.name}_reranked", partial(load, system), ("constrained",)) for system in systems]
 
 
 def trained_over(folder: Path) -> Normalisation:

@@ -101,3 +101,18 @@ def test_missing_data_names_its_command(words, tmp_path):
 def test_unknown_key_offers_the_nearest():
     with pytest.raises(ConfigError, match="--policies"):
         evaluate.main(["--policy", "sft=x"])
+
+
+def test_reranking_without_a_reward_model_is_refused(words):
+    with pytest.raises(ConfigError, match="rerank needs a reward_model"):
+        evaluate.main([*words, "--reward_model", "none", "--rerank", "1"])
+
+
+@pytest.mark.slow
+def test_rerank_adds_each_policy_in_the_order_of_its_rewards(stages, words, tmp_path):
+    evaluate.main([*words, *reward_words(stages), "--max_requests", "20", "--rerank", "1000", "--baselines", "false"])
+    systems = json.loads((tmp_path / "eval" / "eval.json").read_text())["systems"]
+    assert list(systems) == ["sft", "grpo_sr", "sft_reranked", "grpo_sr_reranked"]
+    plain, reranked = (systems[name]["constrained"] for name in ("sft", "sft_reranked"))
+    assert reranked["R@10"]["mean"] == plain["R@10"]["mean"]  # the same ten items,
+    assert reranked["R@1"]["mean"] == reranked["R@10"]["mean"] > plain["R@1"]["mean"]  # the best of them first

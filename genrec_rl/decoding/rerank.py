@@ -1,0 +1,59 @@
+"""Two stages: a policy proposes, a reward model has a say in the order. No training, one more model to serve.
+
+    score of candidate i = log pi(i | context) + weight * logit r(i)
+
+the order of the KL-regularised optimum pi* ~ pi r-odds^weight inside the beam (METHODS section 7): weight 0 is the
+policy's own order, a large one the reward model's.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from genrec_rl.decoding.recommender import Recommender
+from genrec_rl.errors import ConfigError
+from genrec_rl.rewards.protocol import RewardModel
+from genrec_rl.rewards.scoring import score_candidates
+from genrec_rl.types import Context, Rollouts
+
+_EPSILON = 1e-6
+
+
+class Reranker:
+    """Recommends what a policy proposes, in an order that a reward model has a say in.
+
+    Args:
+        recommender: the policy behind its beam search.
+        reward_model: scores in [0, 1].
+        weight: of the reward's log-odds, against the policy's log-probability.
+        n_proposed: candidates asked of the policy; None are as many as are asked for.
+    """
+
+    def __init__(
+        self,
+        recommender: Recommender,
+        reward_model: RewardModel,
+        *,
+        weight: float,
+        n_proposed: int | None = None,
+    ) -> None:
+        if weight < 0:
+            raise ConfigError(f"rerank weight {weight} must be at least 0: below, the worst come first")
+        self.recommender = recommender
+        self.reward_model = reward_model
+        self.weight = weight
+        self.n_proposed = n_proposed
+
+    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
+        """Return the k best of what the policy proposes; ``log_probs_PG`` holds the scores that order them."""
+        proposed = self.recommender.recommend(contexts, k=max(k, self.n_proposed or k), constrained=constrained)
+        rewards_PG = score_candidates(self.reward_model, contexts, proposed.rows_PG.numpy()).astype(np.float64)
+        odds_PG = np.log(rewards_PG.clip(_EPSILON)) - np.log((1 - rewards_PG).clip(_EPSILON))
+        scores_PG = proposed.log_probs_PG + self.weight * torch.from_numpy(odds_PG).float()
+        best_PK = scores_PG.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return Rollouts(
+            sids_PGL=proposed.sids_PGL.take_along_dim(best_PK[..., None], dim=1),
+            rows_PG=proposed.rows_PG.take_along_dim(best_PK, dim=1),
+            log_probs_PG=scores_PG.take_along_dim(best_PK, dim=1),
+        )
