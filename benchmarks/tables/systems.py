@@ -29,6 +29,9 @@ class SystemSpec:
 NO_MERGER = ("--merge", "false", "--item_embedding", "false")
 """An item's own vector stands beside its merged one."""
 
+WIDE = ("--hidden_size", "256", "--intermediate_size", "768")
+"""Our best; the others are narrower because there are so many of them."""
+
 WITH_VALID = (
     "--learn_valid", "true", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
 )  # fmt: skip
@@ -62,6 +65,9 @@ TABLE_1 = (
     SystemSpec("genrec", "policy", "page-wise, merged", ("--target", "page"), continues_page=True),
     SystemSpec("genrec_mixed", "policy", "page-wise and running, merged",
                ("--target", "page+running"), continues_page=True),
+    SystemSpec("genrec_wide", "policy", "page-wise, merged, 256 wide",
+               ("--target", "page", *WIDE), continues_page=True),
+    SystemSpec("genrec_running_wide", "policy", "running target, merged, 256 wide", ("--target", "running", *WIDE)),
     SystemSpec("genrec_running_days", "policy", "running target, merged; reads the request's day",
                ("--target", "running", "--separator", "day")),
 )  # fmt: skip
@@ -90,6 +96,10 @@ PAIRS = (
     ("genrec_codes", "lc_rec"),
     ("genrec_running_days", "genrec_running"),
     ("genrec_running", "genrec_item"),
+    ("genrec_running_wide", "genrec_running"),
+    ("genrec_wide", "genrec_running_wide"),
+    ("genrec_running_wide", "cooccurrence"),
+    ("genrec_running_wide", "sasrec_ce"),
     ("genrec_running_with_valid", "genrec_running"),
     ("genrec_running_with_valid", "cooccurrence_with_valid"),
     ("genrec", "cooccurrence"),
