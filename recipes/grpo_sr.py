@@ -74,7 +74,12 @@ def main(argv: list[str] | None = None) -> None:
             args=args,
             examples=train,
             scorer=RolloutScorer(reward_model, gate, catalog),
-            validation=Validation(valid, BeamRecommender(policy, catalog=catalog), beams=settings.eval_beams),
+            validation=Validation(
+                valid,
+                BeamRecommender(policy, catalog=catalog),
+                beams=settings.eval_beams,
+                measure_hallucination=policy.model.config.softmax == "vocabulary",
+            ),
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker)],
         )

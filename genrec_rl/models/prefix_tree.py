@@ -84,23 +84,34 @@ def as_attention_mask(model: Any, mask: Bool[Tensor, "B 1 Q K"], dtype: torch.dt
     return mask
 
 
-class BranchScores(NamedTuple):
-    """Of every branch token: its log-probability (nats, full softmax), and the entropy of what it was chosen from."""
+class BranchLogits(NamedTuple):
+    """What follows a prompt (all branches share it), and each place of each branch but its last token's."""
 
-    log_probs_BGC: Float[Tensor, "B G C"]
-    entropies_BGC: Float[Tensor, "B G C"]
+    first_BV: Float[Tensor, "B V"]
+    later_BGWV: Float[Tensor, "B G C-1 V"]
+
+    def log_probs(
+        self, *, temperature: float = 1.0, allowed_BGCV: Bool[Tensor, "B G C U"] | None = None
+    ) -> "BranchLogits":
+        """Return log-softmaxes (nats, float32): over the vocabulary, or over ``allowed`` tokens, of the first U."""
+        if allowed_BGCV is None:
+            return BranchLogits(*((logits.float() / temperature).log_softmax(-1) for logits in self))
+        size = allowed_BGCV.shape[-1]
+        masks = (allowed_BGCV[:, 0, 0], allowed_BGCV[:, :, 1:])
+        masked = (
+            (logits[..., :size].float() / temperature).masked_fill(~mask, -torch.inf)
+            for logits, mask in zip(self, masks, strict=True)
+        )
+        return BranchLogits(*(logits.log_softmax(-1) for logits in masked))
 
 
-def branch_log_probs(
+def branch_logits(
     model: nn.Module,
     prompt_ids_BP: Int[Tensor, "B P"],
     is_prompt_BP: Bool[Tensor, "B P"],
     branches_BGC: Int[Tensor, "B G C"],
-    *,
-    temperature: float = 1.0,
-    train_entropy: bool = False,
-) -> BranchScores:
-    """Score every branch token in one forward; entropies have a gradient only with ``train_entropy``.
+) -> BranchLogits:
+    """Read prompts and branches in one forward.
 
     ``model`` may be wrapped for distributed training: it is called, never reached into, so that gradients
     are synchronised.
@@ -120,44 +131,61 @@ def branch_log_probs(
         kept_places=places[:, n_prompt - 1 :].flatten(),
         use_cache=False,
     ).logits.view(n_rows, 1 + n_branches * width, -1)
-    return _score(logits[:, 0], logits[:, 1:], branches_BGC, temperature=temperature, train_entropy=train_entropy)
+    return BranchLogits(logits[:, 0], logits[:, 1:].unflatten(1, (n_branches, width)))
 
 
-def attached_log_probs(
+def attached_logits(model: nn.Module, trunk: Trunk, branches_BGC: Int[Tensor, "B G C"]) -> BranchLogits:
+    """Read branches on prompts that were read already, and train through a trunk that has a gradient."""
+    n_rows, n_branches, n_tokens = branches_BGC.shape
+    shape = (n_rows, n_branches, n_tokens - 1, trunk.logits_BV.shape[1])
+    if n_tokens == 1:  # the prompt predicts it all
+        return BranchLogits(trunk.logits_BV, trunk.logits_BV.new_empty(shape))
+    branches = Branches(trunk, n_branches=n_branches)
+    later = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
+    return BranchLogits(trunk.logits_BV, later.view(shape))
+
+
+class BranchScores(NamedTuple):
+    """Of every branch token: its log-probability (nats), and the entropy of what it was chosen from."""
+
+    log_probs_BGC: Float[Tensor, "B G C"]
+    entropies_BGC: Float[Tensor, "B G C"]
+
+
+def score_branches(
+    log_probs: BranchLogits, branches_BGC: Int[Tensor, "B G C"], *, train_entropy: bool = False
+) -> BranchScores:
+    """Read each branch token off the log-softmaxes; entropies have a gradient only with ``train_entropy``."""
+    n_branches = branches_BGC.shape[1]
+    with torch.set_grad_enabled(train_entropy and torch.is_grad_enabled()):
+        # (0 log 0 = 0: a token that is not allowed has log-probability -inf)
+        least = torch.finfo(log_probs.first_BV.dtype).min
+        first_entropy, later_entropy = (-(x.exp() * x.clamp(min=least)).sum(-1) for x in log_probs)
+    first = log_probs.first_BV[:, None].expand(-1, n_branches, -1).gather(2, branches_BGC[:, :, 0, None])
+    later = log_probs.later_BGWV.gather(3, branches_BGC[:, :, 1:, None]).squeeze(3)
+    return BranchScores(
+        torch.cat([first, later], dim=2),
+        torch.cat([first_entropy[:, None, None].expand(-1, n_branches, -1), later_entropy], dim=2),
+    )
+
+
+def branch_log_probs(
     model: nn.Module,
-    trunk: Trunk,
+    prompt_ids_BP: Int[Tensor, "B P"],
+    is_prompt_BP: Bool[Tensor, "B P"],
     branches_BGC: Int[Tensor, "B G C"],
     *,
     temperature: float = 1.0,
     train_entropy: bool = False,
 ) -> BranchScores:
-    """Score branches on prompts that were read already, and train through a trunk that has a gradient."""
-    n_rows, n_branches, n_tokens = branches_BGC.shape
-    if n_tokens == 1:  # the prompt predicts it all
-        later = trunk.logits_BV.new_empty(n_rows, 0, trunk.logits_BV.shape[1])
-    else:
-        branches = Branches(trunk, n_branches=n_branches)
-        later = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
-    return _score(trunk.logits_BV, later, branches_BGC, temperature=temperature, train_entropy=train_entropy)
+    """Score every branch token under the full softmax in one forward."""
+    logits = branch_logits(model, prompt_ids_BP, is_prompt_BP, branches_BGC)
+    return score_branches(logits.log_probs(temperature=temperature), branches_BGC, train_entropy=train_entropy)
 
 
-def _score(
-    first_BV: Float[Tensor, "B V"],
-    later_BNV: Float[Tensor, "B N V"],
-    branches_BGC: Int[Tensor, "B G C"],
-    *,
-    temperature: float,
-    train_entropy: bool,
+def attached_log_probs(
+    model: nn.Module, trunk: Trunk, branches_BGC: Int[Tensor, "B G C"], *, train_entropy: bool = False
 ) -> BranchScores:
-    """Read the answers off the logits of the prompt's end, which all branches share, and of their own places."""
-    n_branches, n_tokens = branches_BGC.shape[1:]
-    log_probs = (torch.cat([first_BV[:, None], later_BNV], dim=1).float() / temperature).log_softmax(-1)
-    with torch.set_grad_enabled(train_entropy and torch.is_grad_enabled()):
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-    first = log_probs[:, :1].expand(-1, n_branches, -1).gather(2, branches_BGC[:, :, 0, None])
-    later = log_probs[:, 1:].unflatten(1, (n_branches, n_tokens - 1)).gather(3, branches_BGC[:, :, 1:, None])
-    first_entropy = entropy[:, :1, None].expand(-1, n_branches, -1)
-    return BranchScores(
-        torch.cat([first, later.squeeze(3)], dim=2),
-        torch.cat([first_entropy, entropy[:, 1:].unflatten(1, (n_branches, n_tokens - 1))], dim=2),
-    )
+    """Score branches on prompts that were read already."""
+    logits = attached_logits(model, trunk, branches_BGC)
+    return score_branches(logits.log_probs(), branches_BGC, train_entropy=train_entropy)

@@ -17,6 +17,16 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
     With ``anchor_positives: false`` and ``nll_coef: 0`` this is the paper's plain GRPO.
     """
 
+    policy_term: Literal["grpo", "listwise_kl"] = field(
+        default="grpo", metadata={"help": "grpo: eq. 8; listwise_kl: fit the KL-regularised optimum of the group"}
+    )
+    margin_weight: float = field(
+        default=4.0, metadata={"help": "w of listwise_kl: weight of a reward's log-odds against the start's log-prob"}
+    )
+    rollouts_from: Literal["policy", "start"] = field(
+        default="policy",
+        metadata={"help": "whose rollouts: the policy's own, or (listwise_kl) the start's throughout"},
+    )
     nll_coef: float = field(default=0.1, metadata={"help": "alpha of eq. 8; 0 leaves the NLL term out"})
     nll_reduction: Literal["sum", "mean"] = field(
         default="sum", metadata={"help": "over a SID's tokens: sum (eq. 8), or mean as in the policy term"}
@@ -52,6 +62,21 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
         check_devices(self)
         if not 0 <= self.nll_coef < math.inf:
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
+        if self.policy_term not in ("grpo", "listwise_kl"):
+            raise ConfigError(f"policy_term '{self.policy_term}' is not one of grpo, listwise_kl")
+        if self.rollouts_from not in ("policy", "start"):
+            raise ConfigError(f"rollouts_from '{self.rollouts_from}' is not one of policy, start")
+        if self.rollouts_from == "start" and self.policy_term == "grpo":
+            raise ConfigError(
+                "rollouts_from start: eq. 8 weighs the policy's own rollouts; set policy_term listwise_kl"
+            )
+        if not 0 <= self.margin_weight < math.inf:
+            raise ConfigError(f"margin_weight is {self.margin_weight}; it must be 0 or a positive number")
+        if self.policy_term == "listwise_kl" and (self.num_iterations > 1 or self.beta > 0):
+            raise ConfigError(
+                f"listwise_kl has its leash in its target: leave num_iterations {self.num_iterations} at 1 and "
+                f"beta {self.beta} at 0"
+            )
         if self.nll_reduction not in ("sum", "mean"):
             raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
         if self.rollouts not in ("beam", "gumbel"):

@@ -75,7 +75,7 @@ def sample_positives(
         chosen.append(rows)
     width = max(1, *map(len, chosen))
     n_levels = prompts.vocab.n_levels
-    tokens = np.full((len(examples), width, n_levels), prompts.vocab.sid_token_start, np.int64)
+    tokens = np.tile(prompts.answer(np.array([0])), (len(examples), width, 1))  # (a real SID where there is none)
     is_positive = np.zeros((len(examples), width), bool)
     for page, rows in enumerate(chosen):
         tokens[page, : len(rows)] = prompts.answer(rows).reshape(-1, n_levels)

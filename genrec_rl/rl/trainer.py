@@ -1,5 +1,8 @@
 """GRPO-SR (GenRec, eq. 6 to 8) on ``trl.GRPOTrainer``: beam rollouts, anchored rewards, and an NLL term on D+.
 
+With ``policy_term: listwise_kl`` the same rewards of the same rollouts make a target to be fitted (``rl.listwise``)
+in place of eq. 8's policy term.
+
 TRL keeps its own loop, losses, KL and logging. What is overridden here moves tensors to the pure functions of
 ``rewards.calibration``, ``rl.losses`` and ``models.prefix_tree``. One buffered row is one whole rollout group, so
 that TRL's shuffling and splitting never tear a group apart.
@@ -7,6 +10,7 @@ that TRL's shuffling and splitting never tear a group apart.
     P   prompts        G   rollouts per prompt        M   positives per prompt        C   tokens of a SID
 """
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -27,14 +31,22 @@ from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.policy import Policy
-from genrec_rl.models.prefix_tree import BranchScores, attached_log_probs, branch_log_probs
+from genrec_rl.models.prefix_tree import (
+    BranchLogits,
+    BranchScores,
+    attached_logits,
+    branch_logits,
+    score_branches,
+)
 from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
 from genrec_rl.rewards.calibration import calibrate_rewards
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import fuses
+from genrec_rl.rl.listwise import listwise_kl, reward_margins
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
+from genrec_rl.sft.siblings import Siblings
 from genrec_rl.types import CalibratedRewards, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
@@ -68,11 +80,16 @@ class GRPOSRTrainer(GRPOTrainer):
         validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
-        if policy.model.config.softmax != "vocabulary":
+        softmax = policy.model.config.softmax
+        if softmax == "children" and not args.constrained_rollouts:
             raise ConfigError(
-                f"the policy was trained with softmax {policy.model.config.softmax}, but GRPO-SR weighs "
-                "probabilities over the vocabulary; train it with `recipes/sft.py --softmax vocabulary`"
+                "the policy was trained with softmax children, so it knows nothing of SIDs that do not exist; set "
+                "constrained_rollouts: true, or train it with `recipes/sft.py --softmax vocabulary`"
             )
+        self._siblings = Siblings(scorer.catalog, policy.vocab) if softmax == "children" else None
+        self._reference: Any = None
+        if args.policy_term == "listwise_kl":
+            self._reference = copy.deepcopy(policy.model).eval().requires_grad_(requires_grad=False)
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
@@ -92,7 +109,9 @@ class GRPOSRTrainer(GRPOTrainer):
                 **kwargs,
             )
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
-        self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels)
+        self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, softmax)
+        if self._reference is not None:
+            self._reference.to(self.accelerator.device)
 
     def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
         """Search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
@@ -113,10 +132,13 @@ class GRPOSRTrainer(GRPOTrainer):
     def _search(self, ids: Tensor, is_prompt: Tensor) -> Tensor:
         with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as wrapped:
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
+            trunk = self._trunk
+            if self.args.rollouts_from == "start":
+                model, trunk = self._reference, None
             with in_eval_mode(model), self.accelerator.autocast():
                 found = search_from(
                     model,
-                    self._trunk or read_trunk(model, ids, is_prompt),
+                    trunk or read_trunk(model, ids, is_prompt),
                     vocab=self.policy.vocab,
                     plan=self._plan,
                     trie=self.scorer.catalog.trie if self.args.constrained_rollouts else None,
@@ -166,25 +188,23 @@ class GRPOSRTrainer(GRPOTrainer):
             examples, self.policy.prompts, limit=self.args.max_positives, seeds=seeds
         )
         extra = {"positive_ids": tokens, "is_positive": is_positive, "group": torch.arange(len(tokens))}
+        if self._reference is not None:
+            assert self._newest is not None
+            first = self.accelerator.process_index * len(tokens)  # rewards are those of all processes
+            extra["margins"] = reward_margins(self._newest[2].calibrated_PG[first : first + len(tokens)])
         return output | {name: x.to(self.accelerator.device) for name, x in extra.items()}
 
     @override
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Return TRL's policy loss plus ``nll_coef`` times the NLL of the positives (eq. 8)."""
+        """Return the policy term plus ``nll_coef`` times the NLL of the positives (eq. 8)."""
         rows = dict(inputs)
         group = rows.pop("group")
         if self._trunk is not None:  # TRL shuffled the groups; the trunk lies in the order of the rollouts
             order = group.argsort()
             rows = {name: x[order] if torch.is_tensor(x) and x.ndim else x for name, x in rows.items()}
         tokens, is_positive = rows.pop("positive_ids"), rows.pop("is_positive")
-        size = rows["completion_ids"].shape[1]
-        for name in _GROUP_KEYS:
-            if rows.get(name) is not None:
-                rows[name] = rows[name].flatten(0, 1)
-        for name in _PROMPT_KEYS:
-            rows[name] = rows[name].repeat_interleave(size, dim=0)
         self._positives = (tokens, is_positive) if self.args.nll_coef > 0 else None
-        loss = super()._compute_loss(model, rows)
+        loss = self._grpo(model, rows) if self._reference is None else self._listwise_kl(model, rows)
         self._positives = self._trunk = None
         if self.args.nll_coef == 0:
             return loss
@@ -193,6 +213,49 @@ class GRPOSRTrainer(GRPOTrainer):
         nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction)
         self._metrics["train"]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
         return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
+
+    def _grpo(self, model: Any, rows: dict[str, Any]) -> Tensor:
+        """Return TRL's policy loss of groups, which it reads one rollout a row."""
+        size = rows["completion_ids"].shape[1]
+        for name in _GROUP_KEYS:
+            if rows.get(name) is not None:
+                rows[name] = rows[name].flatten(0, 1)
+        for name in _PROMPT_KEYS:
+            rows[name] = rows[name].repeat_interleave(size, dim=0)
+        return super()._compute_loss(model, rows)
+
+    def _listwise_kl(self, model: Any, rows: dict[str, Any]) -> Tensor:
+        """Return the KL from the target that the rewards make of the start's distribution (``rl.listwise``)."""
+        rollouts, prompt = rows["completion_ids"], (rows["prompt_ids"], rows["prompt_mask"].bool())
+        size = rollouts.shape[1]
+        branches = rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
+        with torch.no_grad(), self.accelerator.autocast():
+            reference = branch_logits(self._reference, *prompt, rollouts)
+        reference = reference.log_probs(allowed_BGCV=self._allowed(rollouts))
+        policy = self._log_probs(model, *prompt, branches)
+        self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
+        of_rollouts = BranchLogits(policy.first_BV, policy.later_BGWV[:, :size])
+        weight = self.args.margin_weight
+        kl = listwise_kl(of_rollouts, reference, rollouts, rows["margins"], weight=weight).mean()
+        self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
+        return kl / self.current_gradient_accumulation_steps
+
+    def _log_probs(self, model: Any, prompt_ids: Tensor, is_prompt: Tensor, branches: Tensor) -> BranchLogits:
+        """Read branches along their prompts, which a fused step has read already."""
+        with self.accelerator.autocast():
+            if self._trunk is not None and torch.is_grad_enabled():
+                logits = attached_logits(model, self._trunk, branches)
+            else:
+                logits = branch_logits(model, prompt_ids, is_prompt, branches)
+        return logits.log_probs(allowed_BGCV=self._allowed(branches))
+
+    def _allowed(self, branches: Tensor) -> Tensor | None:
+        """Return which tokens could stand in each branch token's place, for a softmax over children."""
+        if self._siblings is None:
+            return None
+        rows = self.scorer.catalog.rows_of(self.policy.vocab.codes(branches.cpu()))
+        nodes = torch.from_numpy(self._siblings.nodes[rows.numpy()])
+        return self._siblings.of(nodes.flatten()).view(*branches.shape, -1).to(branches.device)
 
     @override
     def _get_per_token_logps_and_entropies(
@@ -213,15 +276,13 @@ class GRPOSRTrainer(GRPOTrainer):
         branches = input_ids[:, -logits_to_keep:].unflatten(0, (-1, size))
         if self._positives is not None:
             branches = torch.cat([branches, self._positives[0]], dim=1)
-        options = {"train_entropy": self._entropy_bonus_enabled}
-        with self.accelerator.autocast():
-            if self._trunk is not None and torch.is_grad_enabled():
-                scored = attached_log_probs(model, self._trunk, branches, **options)
-            else:
-                chunk = max((batch_size or len(input_ids)) // size, 1)
-                parts = zip(prompt_ids.split(chunk), is_prompt.split(chunk), branches.split(chunk), strict=True)
-                scores = [branch_log_probs(model, *part, **options) for part in parts]
-                scored = BranchScores(*(torch.cat(part) for part in zip(*scores, strict=True)))
+        fused = self._trunk is not None and torch.is_grad_enabled()
+        chunk = len(branches) if fused else max((batch_size or len(input_ids)) // size, 1)
+        scores = [
+            score_branches(self._log_probs(model, *part), part[2], train_entropy=self._entropy_bonus_enabled)
+            for part in zip(prompt_ids.split(chunk), is_prompt.split(chunk), branches.split(chunk), strict=True)
+        ]
+        scored = BranchScores(*(torch.cat(part) for part in zip(*scores, strict=True)))
         self._positive_log_probs = scored.log_probs_BGC[:, size:]
         entropies = scored.entropies_BGC[:, :size].flatten(0, 1) if compute_entropy else None
         return scored.log_probs_BGC[:, :size].flatten(0, 1), entropies, None

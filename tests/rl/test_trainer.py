@@ -8,6 +8,7 @@ from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.prefix_tree import score_branches
 from genrec_rl.rewards.gates import SidPrefixGate
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import reason_against
@@ -89,6 +90,111 @@ def test_loss_and_gradient_equal_a_hand_written_equation_8(catalog, examples, tm
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
     for (name, found), wanted in zip(policy.model.named_parameters(), twin.model.parameters(), strict=True):
         assert torch.allclose(found.grad, wanted.grad, atol=1e-5), name
+
+
+def next_log_probs(policy, prompt, prefix, *, allowed=None) -> torch.Tensor:
+    """What follows a prompt and a prefix of an answer, over the vocabulary or over the allowed tokens."""
+    logits = policy.model(torch.tensor([[*prompt, *prefix]])).logits[0, -1]
+    if allowed is not None:
+        outside = [token for token in range(len(logits)) if token not in allowed]
+        logits = logits.index_fill(0, torch.tensor(outside), -torch.inf)
+    return logits.log_softmax(-1)
+
+
+def hand_written_listwise_kl(policy, start, catalog, examples, *, alpha, weight, constrained=False):
+    """KL from the target, prefix by prefix, each with a forward of its own; plus the NLL of the positives."""
+    terms, every_sid = [], policy.prompts.answer(np.arange(catalog.n_items)).reshape(-1, 3).tolist()
+
+    def log_probs(of, prompt, prefix):
+        n = len(prefix)
+        allowed = {sid[n] for sid in every_sid if sid[:n] == prefix} if constrained else None
+        return next_log_probs(of, prompt, prefix, allowed=allowed)
+
+    for example in examples:
+        prompt = policy.prompts.prompt(example.context).tolist()
+        plan = BeamPlan((G,) * 3, "children" if constrained else "vocabulary")
+        batch = policy.prompts.batch([np.array(prompt)])
+        beams, _ = beam_search(
+            start.model, *batch, vocab=policy.vocab, plan=plan, trie=catalog.trie if constrained else None
+        )
+        rows = catalog.rows_of(policy.vocab.codes(beams))[0].tolist()
+        rewards = [0.0 if row == NO_ITEM else (row + 1) / 20 for row in rows]
+        rewards = [max(rewards) if row in example.positives else r for row, r in zip(rows, rewards, strict=True)]
+        margins = [np.log(max(r, 1e-6) / (1 - r)) for r in rewards]
+        sids = beams[0].tolist()
+        ref = [sum(log_probs(start, prompt, sid[:n])[sid[n]].item() for n in range(3)) for sid in sids]
+        shares = np.exp(np.array(ref) + weight * np.array(margins))
+        mass = np.exp(ref).sum()
+        gains = shares / shares.sum() * mass - np.exp(ref)
+        loss = torch.tensor(0.0)
+        for prefix in {tuple(sid[:n]) for sid in sids for n in range(3)}:
+            n, prefix = len(prefix), list(prefix)
+            before = sum(log_probs(start, prompt, prefix[:m])[prefix[m]].item() for m in range(n))
+            joint = (before + log_probs(start, prompt, prefix).detach()).exp()
+            for sid, gain in zip(sids, gains, strict=True):
+                if sid[:n] == prefix:
+                    joint[sid[n]] += gain
+            has_target = joint > 1e-12
+            target = joint[has_target] / joint.sum()
+            kl = (target * (target.log() - log_probs(policy, prompt, prefix)[has_target])).sum()
+            loss = loss + joint.sum() * kl
+        nll = torch.stack([
+            -sum(log_probs(policy, prompt, sid[:n])[sid[n]] for n in range(3))
+            for sid in policy.prompts.answer(example.positives).reshape(-1, 3).tolist()
+        ]).mean()  # fmt: skip
+        terms.append(loss + alpha * nll)
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize("fused_step", ["never", "always"])
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+def test_listwise_kl_and_its_gradient_equal_one_written_by_hand(catalog, examples, tmp_path, softmax, fused_step):
+    policy, twin = make_policy(catalog, softmax=softmax), make_policy(catalog, softmax=softmax)
+    constrained = softmax == "children"
+    trainer = make_trainer(
+        policy, catalog, examples, tmp_path, per_device_train_batch_size=G * 6, fused_step=fused_step,
+        policy_term="listwise_kl", margin_weight=1.5, constrained_rollouts=constrained,
+    )  # fmt: skip
+    policy.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # set by train()
+    batch = [row for i in range(len(examples)) for row in [trainer.train_dataset[i]] * G]
+    loss = trainer.compute_loss(policy.model, trainer._prepare_inputs(batch))
+    loss.backward()
+    start = make_policy(catalog, softmax=softmax)
+    expected = hand_written_listwise_kl(
+        twin, start, catalog, examples, alpha=0.3, weight=1.5, constrained=constrained
+    )
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    for (name, found), wanted in zip(policy.model.named_parameters(), twin.model.parameters(), strict=True):
+        assert torch.allclose(found.grad, wanted.grad, atol=1e-4), name
+
+
+def test_listwise_kl_moves_the_policy_towards_the_target_and_not_the_start(catalog, examples, tmp_path):
+    trainer = make_trainer(
+        make_policy(catalog, softmax="children"), catalog, examples, tmp_path, policy_term="listwise_kl", nll_coef=0.0,
+        per_device_train_batch_size=G * 6, max_steps=30, learning_rate=0.05, constrained_rollouts=True,
+        rollouts_from="start",
+    )  # fmt: skip
+    before = [weights.clone() for weights in trainer._reference.parameters()]
+    trainer.train()
+    kl = [row["listwise_kl"] for row in trainer.state.log_history if "listwise_kl" in row]
+    assert 0 < kl[-1] < 0.7 * kl[0]
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer._reference.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy_term": "reinforce"}, "policy_term 'reinforce'"),
+        ({"margin_weight": -1.0}, "margin_weight is -1.0"),
+        ({"policy_term": "listwise_kl", "beta": 0.1}, "has its leash in its target"),
+    ],
+    ids=["term", "weight", "leash"],
+)
+def test_policy_terms_that_cannot_be_are_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        GRPOSRConfig(output_dir=str(tmp_path), **settings)
 
 
 def updated_weights(catalog, examples, tmp_path, **settings) -> torch.Tensor:
@@ -219,9 +325,21 @@ def test_evaluation_recommends_and_a_useless_run_keeps_its_start(catalog, exampl
     assert "the start is kept" in verdict
 
 
-def test_policy_of_another_softmax_is_refused(catalog, examples, tmp_path):
-    with pytest.raises(ConfigError, match="trained with softmax children"):
+def test_policy_of_real_items_needs_constrained_rollouts(catalog, examples, tmp_path):
+    with pytest.raises(ConfigError, match="set constrained_rollouts: true"):
         make_trainer(make_policy(catalog, softmax="children"), catalog, examples, tmp_path)
+
+
+@pytest.mark.parametrize("fused_step", ["never", "always"])
+def test_policy_of_real_items_is_weighed_over_real_items(catalog, examples, tmp_path, fused_step):
+    policy = make_policy(catalog, softmax="children")
+    trainer = make_trainer(policy, catalog, examples, tmp_path, constrained_rollouts=True, fused_step=fused_step)
+    prompt = policy.prompts.prompt(examples[0].context)
+    every = torch.from_numpy(policy.prompts.answer(np.arange(catalog.n_items))).view(1, -1, 3)
+    scored = score_branches(trainer._log_probs(policy.model, *policy.prompts.batch([prompt]), every), every)
+    assert scored.log_probs_BGC.sum(-1).exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert torch.isfinite(scored.entropies_BGC).all()
+    trainer.train()
 
 
 def test_long_pages_are_sampled_not_cut(policy, examples):
