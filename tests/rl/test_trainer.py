@@ -172,7 +172,8 @@ def test_listwise_kl_and_its_gradient_equal_one_written_by_hand(catalog, example
 
 def test_listwise_kl_moves_the_policy_towards_the_target_and_not_the_start(catalog, examples, tmp_path):
     trainer = make_trainer(
-        make_policy(catalog, softmax="children"), catalog, examples, tmp_path, policy_term="listwise_kl", nll_coef=0.0,
+        make_policy(catalog, softmax="children"), catalog, examples, tmp_path,
+        nll_coef=0.0, policy_term="listwise_kl",
         per_device_train_batch_size=G * 6, max_steps=30, learning_rate=0.05, constrained_rollouts=True,
         rollouts_from="start",
     )  # fmt: skip
