@@ -11,6 +11,7 @@ Watch   train/reward/raw should rise, train/rollout/hallucination_rate fall, and
 
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
@@ -23,6 +24,9 @@ class Settings:
     data_dir: str = field(default="runs/demo/data", metadata={"help": "prepared data"})
     sid_dir: str = field(default="runs/demo/sids", metadata={"help": "catalogue of semantic ids"})
     policy_dir: str = field(default="runs/demo/sft", metadata={"help": "policy to start from"})
+    requests: Literal["page", "running"] = field(
+        default="page", metadata={"help": "a request is a page, or (leave-one-out) each next item"}
+    )
     reward_model: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args: {path}}"})
     gate: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args}, or none: w/o gate"})
     trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
@@ -42,10 +46,11 @@ def main(argv: list[str] | None = None) -> None:
     from genrec_rl.rewards.components import load_gate, load_reward_model
     from genrec_rl.rl.config import GRPOSRConfig
     from genrec_rl.rl.rollouts import RolloutScorer
-    from genrec_rl.rl.selection import keep_best
+    from genrec_rl.rl.selection import RewardCheck, keep_best
     from genrec_rl.rl.telemetry import TABLE_COLUMNS
     from genrec_rl.rl.trainer import GRPOSRTrainer
     from genrec_rl.sft.callbacks import TableCallback, TrackerCallback, use_progress_bar
+    from genrec_rl.sft.targets import training_requests
     from genrec_rl.sids.catalog import Catalog
 
     settings, args = parse_recipe([Settings, GRPOSRConfig], __file__, argv)
@@ -64,7 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     gate = load_gate(
         settings.gate, catalog=catalog, dataset=dataset, max_history=max_history, trusted_packages=trusted
     )
-    train, valid = (dataset.examples(split, max_history=max_history) for split in ("train", "valid"))
+    train = training_requests(dataset, settings.requests, max_history=max_history)
+    valid = dataset.examples("valid", max_history=max_history)
     with Tracker(
         args.output_dir, job_type="grpo_sr", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
@@ -79,9 +85,11 @@ def main(argv: list[str] | None = None) -> None:
                 BeamRecommender(policy, catalog=catalog),
                 beams=settings.eval_beams,
                 measure_hallucination=policy.model.config.softmax == "vocabulary",
+                reward_model=reward_model,
+                rerank_weight=args.margin_weight,
             ),
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
-            callbacks=[TrackerCallback(tracker)],
+            callbacks=[TrackerCallback(tracker), *([RewardCheck()] if args.check_reward else [])],
         )
         trainer.add_callback(TableCallback(tracker, name="rollouts", columns=TABLE_COLUMNS,
                                            rows=lambda: trainer.rollout_table(dataset.titles),

@@ -15,13 +15,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.rewards.gates import EmbeddingGate, SidPrefixGate, gate_report
+from genrec_rl.sft.targets import Requests, training_requests
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
 from genrec_rl.types import Example
@@ -42,7 +42,7 @@ class Settings:
         default=None, metadata={"help": "policy whose proposals are learnt; none: exposed and drawn items"}
     )
     output_dir: str = field(default="runs/demo/xgb", metadata={"help": "folder to write"})
-    requests: Literal["page", "running"] = field(
+    requests: Requests = field(
         default="page", metadata={"help": "a request is a page, or (leave-one-out) each next item"}
     )
     max_requests: int = field(default=10_000, metadata={"help": "training requests, drawn at random"})
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
                             made_from={"data": settings.data_dir})  # fmt: skip
     dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
     catalog.check_items(dataset.items_fingerprint)
-    taught = training_requests(dataset, settings, max_history=training.max_history)
+    taught = draw_requests(dataset, settings, max_history=training.max_history)
     tuning, held_out = halve_users(dataset.examples("valid", max_history=training.max_history), seed=settings.seed)
     sampler = NegativeSampler(dataset.popularity, popular_share=settings.popular_share)
     config = asdict(settings) | asdict(training)
@@ -100,20 +100,11 @@ def main(argv: list[str] | None = None) -> None:
     finish_stage(output_dir, stage="train_reward", settings=config, inputs=inputs, seconds=seconds)
 
 
-def training_requests(dataset: Dataset, settings: Settings, *, max_history: int) -> list[Example]:
-    """Draw training requests: pages, or every item after all that came before it."""
-    rng = np.random.default_rng(settings.seed)
-
-    def some(n: int) -> list[int]:
-        return np.sort(rng.permutation(n)[: settings.max_requests]).tolist()
-
-    if settings.requests == "page":
-        pages = dataset.examples("train", max_history=max_history)
-        return [pages[i] for i in some(len(pages))]
-    from genrec_rl.sft.targets import answers_of
-
-    answers = answers_of(dataset.pages, dataset.split.train, target="running", max_items=1)
-    return [answers.example(i, max_history=max_history) for i in some(len(answers))]
+def draw_requests(dataset: Dataset, settings: Settings, *, max_history: int) -> list[Example]:
+    """Draw the training requests that are learnt from."""
+    requests = training_requests(dataset, settings.requests, max_history=max_history)
+    drawn = np.random.default_rng(settings.seed).permutation(len(requests))[: settings.max_requests]
+    return [requests[int(i)] for i in np.sort(drawn)]
 
 
 def label(

@@ -20,6 +20,19 @@ from genrec_rl.types import Context, Rollouts
 _EPSILON = 1e-6
 
 
+def rerank(proposed: Rollouts, reward_model: RewardModel, contexts: Sequence[Context], *, weight: float) -> Rollouts:
+    """Return proposals in their new order; ``log_probs_PG`` then holds the scores that order them."""
+    rewards_PG = score_candidates(reward_model, contexts, proposed.rows_PG.numpy()).astype(np.float64)
+    odds_PG = np.log(rewards_PG.clip(_EPSILON)) - np.log((1 - rewards_PG).clip(_EPSILON))
+    scores_PG = proposed.log_probs_PG + weight * torch.from_numpy(odds_PG).float()
+    order_PG = scores_PG.argsort(dim=1, descending=True, stable=True)
+    return Rollouts(
+        sids_PGL=proposed.sids_PGL.take_along_dim(order_PG[..., None], dim=1),
+        rows_PG=proposed.rows_PG.take_along_dim(order_PG, dim=1),
+        log_probs_PG=scores_PG.take_along_dim(order_PG, dim=1),
+    )
+
+
 class Reranker:
     """Recommends what a policy proposes, in an order that a reward model has a say in.
 
@@ -46,14 +59,7 @@ class Reranker:
         self.n_proposed = n_proposed
 
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
-        """Return the k best of what the policy proposes; ``log_probs_PG`` holds the scores that order them."""
+        """Return the k best of what the policy proposes."""
         proposed = self.recommender.recommend(contexts, k=max(k, self.n_proposed or k), constrained=constrained)
-        rewards_PG = score_candidates(self.reward_model, contexts, proposed.rows_PG.numpy()).astype(np.float64)
-        odds_PG = np.log(rewards_PG.clip(_EPSILON)) - np.log((1 - rewards_PG).clip(_EPSILON))
-        scores_PG = proposed.log_probs_PG + self.weight * torch.from_numpy(odds_PG).float()
-        best_PK = scores_PG.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return Rollouts(
-            sids_PGL=proposed.sids_PGL.take_along_dim(best_PK[..., None], dim=1),
-            rows_PG=proposed.rows_PG.take_along_dim(best_PK, dim=1),
-            log_probs_PG=scores_PG.take_along_dim(best_PK, dim=1),
-        )
+        found = rerank(proposed, self.reward_model, contexts, weight=self.weight)
+        return Rollouts(found.sids_PGL[:, :k], found.rows_PG[:, :k], found.log_probs_PG[:, :k])

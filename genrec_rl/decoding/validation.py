@@ -9,8 +9,12 @@ from accelerate import Accelerator
 
 from genrec_rl import metrics
 from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.decoding.rerank import rerank
 from genrec_rl.errors import ConfigError
+from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.types import Example
+
+RERANKED = "reranked_ndcg@10"
 
 
 class Validation:
@@ -21,6 +25,8 @@ class Validation:
         recommender: the policy under training.
         beams: items recommended per page, at least 10.
         measure_hallucination: also decode without the catalogue's trie and count invalid SIDs.
+        reward_model: also re-rank the constrained beams by it, see ``decoding.rerank``.
+        rerank_weight: of its log-odds.
 
     Raises:
         ConfigError: for fewer than 10 beams.
@@ -33,6 +39,8 @@ class Validation:
         *,
         beams: int = 20,
         measure_hallucination: bool = True,
+        reward_model: RewardModel | None = None,
+        rerank_weight: float = 1.0,
     ) -> None:
         if beams < 10:
             raise ConfigError(f"eval_beams is {beams}; HR@10 and NDCG@10 need at least 10")
@@ -40,11 +48,19 @@ class Validation:
         self.recommender = recommender
         self.beams = beams
         self.measure_hallucination = measure_hallucination
+        self.reward_model = reward_model
+        self.rerank_weight = rerank_weight
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+        free = ("har@10",) if self.measure_hallucination else ()
+        return ("hr@10", "ndcg@10", *free, *((RERANKED,) if self.reward_model is not None else ()))
 
     def measure(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return HR@10, NDCG@10 (constrained beams) and HaR@10 (free beams), means over all examples."""
+        """Return means: HR@10 and NDCG@10 (also re-ranked) of constrained beams, HaR@10 of free ones."""
         mine = range(accelerator.process_index, len(self.examples), accelerator.num_processes)
-        totals = dict.fromkeys(("hr@10", "ndcg@10", *(["har@10"] if self.measure_hallucination else [])), 0.0)
+        totals = dict.fromkeys(self.measured, 0.0)
         if len(mine):
             totals |= {n: float(v.sum()) for n, v in self._measure([self.examples[i] for i in mine]).items()}
         reduced: Any = torch.tensor([*totals.values(), len(mine)], dtype=torch.float32, device=accelerator.device)
@@ -54,7 +70,8 @@ class Validation:
     def _measure(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         contexts = [example.context for example in examples]
         positives = [example.positives for example in examples]
-        rows_PK = self.recommender.recommend(contexts, k=self.beams, constrained=True).rows_PG.numpy()
+        proposed = self.recommender.recommend(contexts, k=self.beams, constrained=True)
+        rows_PK = proposed.rows_PG.numpy()
         result = {
             "hr@10": metrics.hit_rate(rows_PK, positives, k=10),
             "ndcg@10": metrics.ndcg(rows_PK, positives, k=10),
@@ -62,4 +79,7 @@ class Validation:
         if self.measure_hallucination:
             free_PK = self.recommender.recommend(contexts, k=self.beams, constrained=False).rows_PG.numpy()
             result["har@10"] = metrics.hallucination_rate(free_PK, k=10)
+        if self.reward_model is not None:
+            reranked = rerank(proposed, self.reward_model, contexts, weight=self.rerank_weight)
+            result[RERANKED] = metrics.ndcg(reranked.rows_PG.numpy(), positives, k=10)
         return result

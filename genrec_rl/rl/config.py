@@ -21,7 +21,12 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
         default="grpo", metadata={"help": "grpo: eq. 8; listwise_kl: fit the KL-regularised optimum of the group"}
     )
     margin_weight: float = field(
-        default=4.0, metadata={"help": "w of listwise_kl: weight of a reward's log-odds against the start's log-prob"}
+        default=1.0,
+        metadata={"help": "w: a reward's log-odds against a log-probability, in listwise_kl and in check_reward"},
+    )
+    check_reward: bool = field(
+        default=True,
+        metadata={"help": "stop at step 0 if the reward model orders the start's beams no better than it"},
     )
     rollouts_from: Literal["policy", "start"] = field(
         default="policy",

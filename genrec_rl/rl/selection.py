@@ -1,13 +1,46 @@
 """Which checkpoint is kept: the best on validation, held against the policy that RL started from."""
 
 from pathlib import Path
+from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from genrec_rl.decoding import validation
+from genrec_rl.errors import RewardError
 from genrec_rl.models.policy import Policy, load_policy
 from genrec_rl.sids.catalog import Catalog
 
 METRIC = "eval_ndcg@10"
+RERANKED = f"eval_{validation.RERANKED}"
+
+
+class RewardCheck(TrainerCallback):
+    """Stops a run at step 0 whose reward model orders the start's beams no better than the start does itself.
+
+    What such a reward model teaches is not what users took next: the reward would rise, and accuracy fall. Needs
+    ``eval_on_start``.
+    """
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: Any,
+    ) -> None:
+        """Compare the first evaluation's NDCG@10 with that of the same beams re-ranked.
+
+        Raises:
+            RewardError: with both numbers.
+        """
+        measured = kwargs["metrics"]
+        if state.global_step > 0 or RERANKED not in measured or measured[RERANKED] > measured[METRIC]:
+            return
+        raise RewardError(
+            f"the reward model re-ranks the start's validation beams to NDCG@10 {measured[RERANKED]:.4f}, the start's "
+            f"order has {measured[METRIC]:.4f}: train a better reward model (recipes/train_xgb.py --policy_dir), "
+            "lower margin_weight, or set check_reward: false"
+        )
 
 
 def keep_best(

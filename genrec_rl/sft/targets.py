@@ -9,18 +9,22 @@
 Several can be taught at once: ``page+running``. What they teach alike is taught once, such as a page's only positive.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
 import numpy as np
 from jaxtyping import Int
 
 from genrec_rl.config import nearest
 from genrec_rl.data.pages import PageTable
+from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.types import Action, Context, Example
 
 Target = Literal["page", "item", "running"]
+Requests = Literal["page", "running"]
+"""What a request of RL or of a reward model is."""
 WHOLE = -1
 """Entry of an answer that is its whole page."""
 
@@ -72,6 +76,40 @@ class Answers:
         page = int(self.pages[i])
         context = replace(self.context(i, max_history=max_history), user_id=str(self.table.user_ids[page]))
         return Example(str(self.table.request_ids[page]), context, items, np.full(len(items), Action.CLICK, np.int8))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnswerView(Sequence[Example]):
+    """Answers as requests of their own, built when they are asked for."""
+
+    answers: Answers
+    max_history: int
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Return one request, or a list of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.answers.example(range(len(self))[index], max_history=self.max_history)
+
+
+def training_requests(dataset: Dataset, kind: Requests, *, max_history: int) -> Sequence[Example]:
+    """Return what RL and reward models learn from: training pages, or every item after all before it (``running``).
+
+    Raises:
+        ConfigError: for another kind.
+    """
+    if kind not in get_args(Requests):
+        raise ConfigError(f"requests '{kind}' is not one of {', '.join(get_args(Requests))}")
+    if kind == "page":
+        return dataset.examples("train", max_history=max_history)
+    return AnswerView(answers_of(dataset.pages, dataset.split.train, target="running", max_items=1), max_history)
 
 
 def page_items(example: Example, *, max_items: int, max_exposed: int = 0) -> Int[np.ndarray, " m"]:

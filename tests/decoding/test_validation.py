@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -34,3 +35,19 @@ def test_a_process_without_pages_adds_nothing():
 def test_hallucination_can_be_left_out():
     validation = Validation([make_example([], [0])], Scripted(), beams=10, measure_hallucination=False)
     assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10"}
+
+
+def test_beams_are_also_ranked_by_a_reward_model():
+    rewards = np.linspace(0.9, 0.1, 12)[::-1].copy()  # the later the item, the better
+    validation = Validation(
+        [make_example([], [9])], Scripted(), beams=10, measure_hallucination=False, reward_model=ByRow(rewards)
+    )
+    assert validation.measure(Accelerator(cpu=True))["reranked_ndcg@10"] == pytest.approx(1)
+
+
+class ByRow:
+    def __init__(self, rewards):
+        self.rewards = rewards
+
+    def score(self, contexts, candidates):
+        return self.rewards[candidates]

@@ -2,7 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from genrec_rl.rl.selection import keep_best
+from genrec_rl.errors import RewardError
+from genrec_rl.rl.selection import RewardCheck, keep_best
 
 
 def trainer_with(*measured, best=True):
@@ -48,3 +49,21 @@ def test_unless_asked_for_the_trained_policy_is_kept_and_the_start_recommended(p
     )
     assert kept is policy
     assert verdict.endswith("RL did not help, so serve the start (runs/sft)")
+
+
+@pytest.mark.parametrize(
+    ("step", "reranked", "stops"), [(0, 0.3, False), (0, 0.2, True), (0, 0.1, True), (5, 0.1, False)]
+)
+def test_a_reward_that_orders_beams_no_better_stops_the_run_at_step_0(step, reranked, stops):
+    measured = {"eval_ndcg@10": 0.2, "eval_reranked_ndcg@10": reranked}
+    asked = {"args": None, "state": SimpleNamespace(global_step=step), "control": None, "metrics": measured}
+    if not stops:
+        RewardCheck().on_evaluate(**asked)
+        return
+    with pytest.raises(RewardError, match=f"NDCG@10 {reranked:.4f}, the start's order has 0.2000"):
+        RewardCheck().on_evaluate(**asked)
+
+
+def test_a_run_without_a_reward_model_in_its_validation_goes_on():
+    state = SimpleNamespace(global_step=0)
+    RewardCheck().on_evaluate(args=None, state=state, control=None, metrics={"eval_ndcg@10": 0.2})

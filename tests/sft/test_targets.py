@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from genrec_rl.data.pages import DAY
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prompts import PromptGrammar
-from genrec_rl.sft.targets import WHOLE, answers_of, page_items
+from genrec_rl.sft.targets import WHOLE, answers_of, page_items, training_requests
 from genrec_rl.types import Action
 from tests.fixtures import make_catalog, make_example, make_policy
 from tests.sft.test_user_tree import TABLE, make_table
@@ -119,3 +120,23 @@ def test_unknown_target_is_refused(target):
 def test_limits_that_teach_nothing_are_refused(limits):
     with pytest.raises(ConfigError, match="must be at least"):
         taught(target="page", **limits)
+
+
+def test_running_requests_are_every_item_after_all_before_it():
+    dataset = SimpleNamespace(pages=TABLE, split=SimpleNamespace(train=np.array([0, 2])))
+    found = training_requests(dataset, "running", max_history=3)
+    asked = [(example.context.history.tolist(), example.positives.tolist()) for example in found]
+    assert asked == [([], [0]), ([0], [1]), ([0, 1, 2], [3]), ([1, 2, 3], [4]), ([2, 3, 4], [5])]
+    assert found[-1].positives.tolist() == [5]
+    assert [example.positives.tolist() for example in found[1:3]] == [[1], [3]]
+    assert {example.context.user_id for example in found} == {"u0"}
+
+
+def test_page_requests_are_the_training_pages():
+    dataset = SimpleNamespace(examples=lambda split, max_history: (split, max_history))
+    assert training_requests(dataset, "page", max_history=7) == ("train", 7)
+
+
+def test_unknown_requests_are_refused():
+    with pytest.raises(ConfigError, match="requests 'day' is not one of page, running"):
+        training_requests(SimpleNamespace(), "day", max_history=7)
