@@ -37,8 +37,8 @@ class RewardCheck(TrainerCallback):
         if state.global_step > 0 or RERANKED not in measured or measured[RERANKED] > measured[METRIC]:
             return
         raise RewardError(
-            f"the reward model re-ranks the start's validation beams to NDCG@10 {measured[RERANKED]:.4f}, the start's "
-            f"order has {measured[METRIC]:.4f}: train a better reward model (recipes/train_xgb.py --policy_dir), "
+            f"the reward model re-ranks the start's validation beams to NDCG@10 {measured[RERANKED]:.4f}, the "
+            f"start's order has {measured[METRIC]:.4f}: train a better one (recipes/train_xgb.py --policy_dir), "
             "lower margin_weight, or set check_reward: false"
         )
 
