@@ -70,7 +70,7 @@ def request_features(
     """Return ``FEATURES`` of every candidate.
 
     Args:
-        counts: of training pages, none of which may be of the requests' own time to come.
+        counts: of training pages.
         items: the catalogue.
         contexts: P contexts.
         rows_PG: valid catalogue rows.
@@ -85,7 +85,7 @@ def request_features(
         np.log1p(counts.taken_before(rows_PG, time_PG, days=90)),
         counts.days_since_taken(rows_PG, time_PG),
         (popularity_PG + PRIOR_TAKEN) / (counts.shown_before(rows_PG, time_PG) + 2 * PRIOR_TAKEN),
-        *_transitions(counts, history_PH[:, :N_LAST], is_item_PH[:, :N_LAST], rows_PG, popularity_PG),
+        *_transitions(counts, contexts, history_PH[:, :N_LAST], is_item_PH[:, :N_LAST], rows_PG, popularity_PG),
         *_cosines(items, history_PH, is_item_PH, rows_PG),
     ]
     keys = [prefix_keys(items.codes, depth=depth) for depth in (1, min(2, items.codes.shape[1]))]
@@ -120,6 +120,7 @@ def prefix_keys(codes: Int[np.ndarray, "N L"], *, depth: int) -> Int[np.ndarray,
 
 def _transitions(
     counts: LogCounts,
+    contexts: Sequence[Context],
     history_PH: Int64[np.ndarray, "P H"],
     is_item_PH: Bool[np.ndarray, "P H"],
     rows_PG: Int[np.ndarray, "P G"],
@@ -127,8 +128,8 @@ def _transitions(
 ) -> list[np.ndarray]:
     """Return how often a candidate followed the last item; the last few, by decay; that by popularity; preceded."""
     weights_PH = DECAY ** np.arange(history_PH.shape[1]) * is_item_PH
-    follows_PGH = counts.transitions(history_PH[:, None], rows_PG[..., None])
-    precedes_PGH = counts.transitions(rows_PG[..., None], history_PH[:, None])
+    follows_PGH = counts.transitions(contexts, history_PH[:, None], rows_PG[..., None])
+    precedes_PGH = counts.transitions(contexts, rows_PG[..., None], history_PH[:, None])
     follows_PG = (follows_PGH * weights_PH[:, None]).sum(-1)
     last_PG = follows_PGH[..., 0] * weights_PH[:, :1]
     return [last_PG, follows_PG, follows_PG / (popularity_PG + 1), (precedes_PGH * weights_PH[:, None]).sum(-1)]

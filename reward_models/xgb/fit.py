@@ -1,8 +1,4 @@
-"""Train the trees: each user's features are counted on other users' pages, then the margin is calibrated.
-
-A transition of the very page that is asked for would stand in its own features, so the reward would be what it is
-meant to predict. Users are dealt into folds, and the features of a fold's users are counted without that fold.
-"""
+"""Train the trees with early stopping on held-out requests, then calibrate their margin on the same."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +14,7 @@ from genrec_rl.types import Example
 from reward_models.candidates import LabelledCandidates
 from reward_models.quality import fit_platt
 from reward_models.xgb.counts import LogCounts
-from reward_models.xgb.features import FEATURES, ItemTables, request_features
+from reward_models.xgb.features import ItemTables, request_features
 from reward_models.xgb.reward import XGB, Calibration
 
 _METRIC = {"binary:logistic": "logloss", "rank:ndcg": "ndcg@10"}
@@ -38,14 +34,13 @@ class FitSettings:
     min_child_weight: float = field(default=5.0, metadata={"help": "least weight of a leaf"})
     subsample: float = field(default=0.8, metadata={"help": "share of candidates a tree sees"})
     colsample: float = field(default=0.8, metadata={"help": "share of features a tree sees"})
-    n_folds: int = field(default=5, metadata={"help": "folds of users; features are counted without a user's fold"})
     max_history: int = field(default=50, metadata={"help": "newest history items that are read"})
     n_threads: int = field(default=0, metadata={"help": "0: all cores; trees differ a little with the number"})
 
     def __post_init__(self) -> None:
         if self.objective not in _METRIC:
             raise ConfigError(f"XGB: objective '{self.objective}' is not one of {', '.join(_METRIC)}")
-        for name, least in (("n_trees", 1), ("patience", 1), ("max_depth", 1), ("n_folds", 2), ("max_history", 1)):
+        for name, least in (("n_trees", 1), ("patience", 1), ("max_depth", 1), ("max_history", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"XGB: {name} {getattr(self, name)} must be at least {least}")
         for name in ("learning_rate", "subsample", "colsample"):
@@ -72,7 +67,7 @@ def fit_xgb(
         catalog: SID codes and vectors of the items.
         categories: each row's category, -1 for none.
         settings: how to train.
-        seed: of folds and of the trees' samples.
+        seed: of the trees' samples.
 
     Raises:
         DataError: when there is nothing to learn from.
@@ -81,9 +76,11 @@ def fit_xgb(
         if len(np.unique(part.labels_PG[part.is_real_PG])) < 2:
             raise DataError(f"XGB: {part.is_real_PG.sum()} {name} candidates lack a positive or a negative")
     items = ItemTables(catalog.codes, np.asarray(catalog.vectors, np.float32), categories)
-    features_PGF = crossfit_features(pages, taught, items, settings=settings, seed=seed)
     counts = LogCounts.fit(pages, n_items=len(categories))
-    tuning_PGF = request_features(counts, items, tuning.contexts, tuning.rows_PG, max_history=settings.max_history)
+    taught_PGF, tuning_PGF = (
+        request_features(counts, items, part.contexts, part.rows_PG, max_history=settings.max_history)
+        for part in (taught, tuning)
+    )
     booster = xgboost.train(
         {
             "objective": settings.objective,
@@ -97,7 +94,7 @@ def fit_xgb(
             "nthread": settings.n_threads,
             "seed": seed,
         },
-        _matrix(features_PGF, taught),
+        _matrix(taught_PGF, taught),
         num_boost_round=settings.n_trees,
         evals=[(_matrix(tuning_PGF, tuning), "tuning")],
         early_stopping_rounds=settings.patience,
@@ -115,36 +112,6 @@ def fit_xgb(
     margins = model.margins(tuning.contexts, tuning.rows_PG)[tuning.is_real_PG]
     model.calibration = Calibration(*fit_platt(margins, tuning.labels_PG[tuning.is_real_PG]))
     return model
-
-
-def crossfit_features(
-    pages: Sequence[Example], taught: LabelledCandidates, items: ItemTables, *, settings: FitSettings, seed: int
-) -> Float32[np.ndarray, "P G F"]:
-    """Return the features of training requests, each counted on the pages of users of other folds.
-
-    Raises:
-        DataError: with fewer users than folds.
-    """
-    users = np.unique([page.context.user_id for page in pages])
-    if len(users) < settings.n_folds:
-        raise DataError(f"XGB: {len(users)} users cannot be dealt into {settings.n_folds} folds; lower n_folds")
-    folds = np.random.default_rng(seed).permutation(np.arange(len(users)) % settings.n_folds)
-    fold_of = dict(zip(users.tolist(), folds.tolist(), strict=True))
-    page_folds = np.array([fold_of[page.context.user_id] for page in pages])
-    request_folds = np.array([fold_of.get(context.user_id, 0) for context in taught.contexts])
-    features_PGF = np.zeros((*taught.rows_PG.shape, len(FEATURES)), np.float32)
-    for fold in range(settings.n_folds):
-        others = [pages[int(p)] for p in np.flatnonzero(page_folds != fold)]
-        counts = LogCounts.fit(others, n_items=len(items.categories))
-        mine = np.flatnonzero(request_folds == fold)
-        features_PGF[mine] = request_features(
-            counts,
-            items,
-            [taught.contexts[int(p)] for p in mine],
-            taught.rows_PG[mine],
-            max_history=settings.max_history,
-        )
-    return features_PGF
 
 
 def _matrix(features_PGF: Float32[np.ndarray, "P G F"], candidates: LabelledCandidates) -> xgboost.DMatrix:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -23,7 +23,7 @@ from reward_models.xgb.counts import LogCounts
 from reward_models.xgb.features import FEATURES, ItemTables, request_features
 
 _CONFIG, _TREES, _TABLES = "config.json", "model.ubj", "tables.safetensors"
-_COUNTED = ("pair_keys", "pair_counts", "taken_keys", "shown_keys")
+_COUNTED = tuple(column.name for column in fields(LogCounts) if column.name != "n_items")
 _FORMAT = 1
 _REQUESTS_AT_ONCE = 256
 
@@ -38,6 +38,8 @@ class Calibration:
 
 class XGB(RewardModel):
     """A trained ensemble with what it counts and its calibration. Read-only: train another with ``fit_xgb``.
+
+    It may score the training requests of the users that it counted, as RL does: see ``LogCounts``.
 
     Args:
         booster: trees over ``FEATURES``.

@@ -7,16 +7,16 @@ from genrec_rl.types import Action, Context, Example
 from reward_models.xgb.counts import LogCounts
 
 
-def page(history, taken, *, left=(), time=10 * DAY) -> Example:
+def page(history, taken, *, left=(), time=10 * DAY, user="u") -> Example:
     n = len(history)
-    context = Context("u", time, np.array(history, np.int32), np.zeros(n, np.int64), np.arange(n, dtype=np.int32))
+    context = Context(user, time, np.array(history, np.int32), np.zeros(n, np.int64), np.arange(n, dtype=np.int32))
     actions = [Action.CLICK] * len(taken) + [Action.EXPOSE] * len(left)
     return Example("r", context, np.array([*taken, *left], np.int32), np.array(actions, np.int8))
 
 
-def transitions(counts: LogCounts, pairs) -> list[float]:
+def transitions(counts: LogCounts, pairs, *, user="stranger", time=99 * DAY) -> list[float]:
     before, after = np.array(pairs).T
-    return counts.transitions(before, after).tolist()
+    return counts.transitions([page([], [], user=user, time=time).context], before[None], after[None])[0].tolist()
 
 
 def test_transition_weighs_its_steps_by_the_decay_and_adds_up():
@@ -34,6 +34,28 @@ def test_counts_of_no_pages_answer_zero():
     assert transitions(counts, [(1, 2)]) == [0]
     assert counts.taken_before(np.array([1]), np.array([DAY])).tolist() == [0]
     assert np.isnan(counts.days_since_taken(np.array([1]), np.array([DAY]))).all()
+
+
+def test_a_users_own_transitions_count_from_before_the_request_only():
+    pages = [
+        page([0], [1], user="a", time=3 * DAY),
+        page([0, 1], [2], user="a", time=5 * DAY),
+        page([0], [1], user="b"),
+    ]
+    counts = LogCounts.fit(pages, n_items=6)
+    asked = [(0, 1), (1, 2), (0, 2)]
+    assert transitions(counts, asked, user="a", time=9 * DAY) == [2, 1, 0.5]
+    assert transitions(counts, asked, user="a", time=5 * DAY) == [2, 0, 0]
+    assert transitions(counts, asked, user="a", time=1 * DAY) == [1, 0, 0]
+    assert transitions(counts, asked, user="b", time=1 * DAY) == [1, 1, 0.5]
+    assert transitions(counts, asked, user="stranger", time=1 * DAY) == [2, 1, 0.5]
+
+
+def test_requests_of_several_users_take_off_their_own():
+    counts = LogCounts.fit([page([0], [1], user="a"), page([0], [1], user="b"), page([1], [0], user="b")], n_items=6)
+    contexts = [page([], [], user=user, time=0).context for user in ("a", "b", "c")]
+    before, after = np.array([[0, 1]]), np.array([[1, 0]])
+    assert counts.transitions(contexts, before, after).tolist() == [[1, 1], [1, 0], [2, 1]]
 
 
 def test_taken_is_counted_strictly_before_and_within_days():

@@ -4,12 +4,11 @@ import pytest
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import NO_ITEM
 from reward_models.candidates import label_proposals
-from reward_models.xgb.counts import LogCounts
-from reward_models.xgb.features import FEATURES, NO_CATEGORY, ItemTables
-from reward_models.xgb.fit import FitSettings, crossfit_features, fit_xgb
-from tests.fixtures import CODES, make_catalog, make_example
+from reward_models.xgb.features import NO_CATEGORY
+from reward_models.xgb.fit import FitSettings, fit_xgb
+from tests.fixtures import make_catalog, make_example
 
-ITEMS = ItemTables(CODES, np.eye(12, dtype=np.float32), np.full(12, NO_CATEGORY))
+CATEGORIES = np.full(12, NO_CATEGORY)
 
 
 def market(n_users: int, *, seed: int):
@@ -34,9 +33,7 @@ def fit(objective="binary:logistic", **settings):
 
 
 def fit_with(examples, taught, tuning, settings):
-    return fit_xgb(
-        examples, taught, tuning, catalog=make_catalog(), categories=ITEMS.categories, settings=settings, seed=0
-    )
+    return fit_xgb(examples, taught, tuning, catalog=make_catalog(), categories=CATEGORIES, settings=settings, seed=0)
 
 
 @pytest.mark.parametrize("objective", ["binary:logistic", "rank:ndcg"])
@@ -54,19 +51,6 @@ def test_the_same_seed_fits_the_same():
     assert fit().fingerprint == fit().fingerprint
 
 
-def test_a_users_own_pages_are_not_in_the_features_of_its_requests():
-    examples, _ = market(2, seed=0)
-    for user, items in enumerate(([0, 1], [4, 5])):
-        examples[user] = make_example(items[:1], items[1:])
-        object.__setattr__(examples[user].context, "user_id", f"u{user}")
-    taught = label_proposals(examples, np.array([[1, 5], [1, 5]]))
-    settings = FitSettings(n_folds=2)
-    features_PGF = crossfit_features(examples, taught, ITEMS, settings=settings, seed=0)
-    assert (features_PGF[..., FEATURES.index("follows")] == 0).all()
-    whole = LogCounts.fit(examples, n_items=12)
-    assert whole.transitions(np.array([0, 4]), np.array([1, 5])).tolist() == [1, 1]
-
-
 def test_labels_of_one_kind_are_refused():
     examples, taught = market(20, seed=0)
     nothing = label_proposals(examples, np.full_like(taught.rows_PG, NO_ITEM))
@@ -74,17 +58,11 @@ def test_labels_of_one_kind_are_refused():
         fit_with(examples, taught, nothing, FitSettings())
 
 
-def test_fewer_users_than_folds_are_refused():
-    examples, taught = market(3, seed=0)
-    with pytest.raises(DataError, match="3 users cannot be dealt into 5 folds"):
-        crossfit_features(examples, taught, ITEMS, settings=FitSettings(), seed=0)
-
-
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
         ({"objective": "rank:map"}, "objective 'rank:map'"),
-        ({"n_folds": 1}, "n_folds 1 must be at least 2"),
+        ({"max_depth": 0}, "max_depth 0 must be at least 1"),
         ({"subsample": 0.0}, "subsample 0.0 must be above 0"),
     ],
     ids=str,
