@@ -41,6 +41,10 @@ class Settings:
     separator: Literal["item", "day", "page", "none"] = field(
         default="item", metadata={"help": "after each item | item, and whether the day goes on | page | none"}
     )
+    page_items: Literal["codes", "merged"] = field(
+        default="codes",
+        metadata={"help": "how finished items of a page are read: their codes, or the last one merged"},
+    )
     max_history: int = field(default=50, metadata={"help": "most recent items of a prompt"})
     history_dropout: float = field(
         default=0.0, metadata={"help": "share of a training prompt's items left out, others each epoch"}
@@ -97,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     size = BackboneSize(settings.hidden_size, settings.num_layers, settings.num_heads, settings.intermediate_size)
     policy = create_policy(
         catalog,
-        grammar=PromptGrammar(settings.merge, settings.separator, settings.max_history),
+        grammar=PromptGrammar(settings.merge, settings.separator, settings.max_history, settings.page_items),
         backbone=settings.backbone or size,
         embedding_dropout=settings.embedding_dropout,
         residual_dropout=settings.residual_dropout,

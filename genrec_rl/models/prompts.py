@@ -4,7 +4,8 @@
 
 With ``merge`` an item of the prompt is one vector (GenRec, eq. 5), carried through ``input_ids`` as one
 packed 64-bit id that the backbone unpacks; without it, the item's L tokens. The answer is SID tokens only:
-items have a fixed length, so a page needs no separators and an item no end token.
+items have a fixed length, so a page needs no separators and an item no end token. With ``page_items: merged`` a
+finished item of a page is READ as in a history, its last token as the merged item: ``s1 s2 (s1,s2,s3) s1 s2 ...``.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ PACKED = 1 << 62
 GRAMMAR_VERSION = 1
 
 Separator = Literal["item", "day", "page", "none"]
+PageItems = Literal["codes", "merged"]
 
 
 def bits_per_level(n_levels: int) -> int:
@@ -59,13 +61,19 @@ class PromptGrammar:
     ``separator`` puts ``<|sep|>`` after each item (the paper's "about 2x" shorter prompts), after each page, or
     nowhere (3x). ``day`` is ``item``, but ``<|same_day|>`` where what follows, an item or at the end the request, is
     of the item's own day (UTC): the policy then knows when it is asked. ``max_history`` keeps the most recent items.
+    ``page_items`` says how the finished items of an answer are read: as their codes (eq. 4), or the last one merged.
     """
 
     merge: bool = True
     separator: Separator = "item"
     max_history: int = 50
+    page_items: PageItems = "codes"
 
     def __post_init__(self) -> None:
+        if self.page_items not in get_args(PageItems):
+            raise ConfigError(f"page_items '{self.page_items}' is not one of {', '.join(get_args(PageItems))}")
+        if self.page_items == "merged" and not self.merge:
+            raise ConfigError("page_items merged reads items as a merged history does: it needs merge: true")
         if self.separator not in get_args(Separator):
             raise ConfigError(f"separator '{self.separator}' is not one of {', '.join(get_args(Separator))}")
         if self.max_history < 1:
@@ -74,7 +82,10 @@ class PromptGrammar:
     def digest(self, vocab: SidVocab) -> str:
         """Hash of everything that decides which ids a history becomes."""
         places = {name: place for name, place in asdict(vocab).items() if place is not None}
-        facts = {"version": GRAMMAR_VERSION, "grammar": asdict(self), "vocab": places}
+        grammar = asdict(self)
+        if self.page_items == "codes":  # older policies do not name it
+            del grammar["page_items"]
+        facts = {"version": GRAMMAR_VERSION, "grammar": grammar, "vocab": places}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -130,7 +141,7 @@ class PromptEncoder:
             context.history_times[:closed],
             context.history_pages[:closed],
         )
-        return np.concatenate([self.prompt(known), self.answer(context.history[closed:])])
+        return np.concatenate([self.prompt(known), self.read_answer(context.history[closed:])])
 
     def separators(self, times: Int[np.ndarray, " n"], next_times: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Return the separator after each item, by when it came and when what follows did (seconds UTC)."""
@@ -147,6 +158,13 @@ class PromptEncoder:
     def answer(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m*L"]:
         """Write items at full resolution, as a page is generated and supervised (eq. 4)."""
         return np.asarray(self._tokens[rows].reshape(-1))
+
+    def read_answer(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m*L"]:
+        """Write items as the input that stands where ``answer`` is predicted, token for token."""
+        tokens = self._tokens[rows]
+        if self.grammar.page_items == "merged":
+            tokens = np.concatenate([tokens[:, :-1], self._pieces[rows]], axis=1)
+        return np.asarray(tokens.reshape(-1))
 
     def batch(self, prompts: list[Int[np.ndarray, " S"]]) -> tuple[Int[Tensor, "B S"], Bool[Tensor, "B S"]]:
         """Left-pad prompts to one length; True in the second answer where a token is real."""

@@ -19,7 +19,7 @@ def training_row(prompts: PromptEncoder, context: Context, items: Int[np.ndarray
     prompt = prompts.prompt(context)
     answer = prompts.answer(items)
     return {
-        "input_ids": np.concatenate([prompt, answer]).tolist(),
+        "input_ids": np.concatenate([prompt, prompts.read_answer(items)]).tolist(),
         "labels": [IGNORED] * len(prompt) + answer.tolist(),
     }
 

@@ -102,16 +102,17 @@ def tree_row(
             newest = history.history_times[n_known - 1 : n_known]
             begins_with = prompts.separators(newest, np.array([answers.time(i)]))
         items = answers.items(i)
-        answer = prompts.answer(items)
+        answer, read = prompts.answer(items), prompts.read_answer(items)
         node = np.zeros(len(answer), np.int64)
         if siblings is not None:
             n_open = len(answer) - siblings.nodes.shape[1] + int(siblings.n_open[items[-1]])
             answer, node = answer[:n_open], siblings.nodes[items].reshape(-1)[:n_open]
+            read = read[:n_open]
         is_the_trunks = begins_with[0] == trunk[hangs_at] and trunk_labels[hangs_at] == IGNORED
         skipped = int(len(answer) > 0 and is_the_trunks)
         if skipped:
             trunk_labels[hangs_at], trunk_nodes[hangs_at] = answer[0], node[0]
-        ids.append(np.concatenate([begins_with, answer])[:-1][skipped:])
+        ids.append(np.concatenate([begins_with, read])[:-1][skipped:])
         positions.append(hangs_at + np.arange(skipped, len(answer)))
         owners.append(np.full(len(answer) - skipped, branch))
         limits.append(np.full(len(answer) - skipped, hangs_at + skipped))

@@ -86,6 +86,22 @@ def test_answer_is_written_at_full_resolution():
     assert encoder().answer(np.array([2, 0])).tolist() == [13, 14, 10, 15]
 
 
+def test_finished_items_of_a_page_are_read_as_codes_or_the_last_code_as_the_merged_item():
+    packed = pack_sids(CODES)
+    assert encoder().read_answer(np.array([2, 0])).tolist() == [13, 14, 10, 15]
+    merged = encoder(page_items="merged")
+    assert merged.read_answer(np.array([2, 0])).tolist() == [13, packed[2], 10, packed[0]]
+    assert merged.answer(np.array([2, 0])).tolist() == [13, 14, 10, 15]
+
+
+def test_running_prompt_reads_the_open_day_as_a_page_in_training():
+    context = replace(make_context([1, 2, 0]), history_times=np.array([0, DAY, DAY]), time=DAY)
+    packed = pack_sids(CODES)
+    assert encoder().running_prompt(context).tolist() == [1, packed[1], 2, 13, 14, 10, 15]
+    merged = encoder(page_items="merged").running_prompt(context)
+    assert merged.tolist() == [1, packed[1], 2, 13, packed[2], 10, packed[0]]
+
+
 def test_batch_pads_on_the_left():
     ids, is_token = encoder().batch([np.array([1]), np.array([1, 7, 2])])
     assert ids.tolist() == [[0, 0, 1], [1, 7, 2]]
@@ -98,7 +114,9 @@ def test_render_names_items_and_tokens():
     assert encoder(merge=False).render(np.array([0, 1, 12, 17])) == "<|history|> <a_2> <b_3>"
 
 
-@pytest.mark.parametrize("change", [{"merge": False}, {"separator": "none"}, {"max_history": 9}])
+@pytest.mark.parametrize(
+    "change", [{"merge": False}, {"separator": "none"}, {"max_history": 9}, {"page_items": "merged"}]
+)
 def test_digest_changes_with_every_choice(change):
     assert PromptGrammar(**change).digest(VOCAB) != PromptGrammar().digest(VOCAB)
 
@@ -108,6 +126,10 @@ def test_wrong_choices_are_refused():
         PromptGrammar(separator="comma")
     with pytest.raises(ConfigError, match="max_history is 0"):
         PromptGrammar(max_history=0)
+    with pytest.raises(ConfigError, match="page_items 'item' is not one of codes, merged"):
+        PromptGrammar(page_items="item")
+    with pytest.raises(ConfigError, match="needs merge: true"):
+        PromptGrammar(merge=False, page_items="merged")
 
 
 def test_catalogue_of_another_depth_is_refused():

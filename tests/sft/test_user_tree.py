@@ -56,7 +56,9 @@ def loss_of(model, batch) -> torch.Tensor:
     return -scores.gather(2, labels.clamp(min=0)[..., None])[..., 0][labels >= 0].sum()
 
 
-@pytest.mark.parametrize("grammar", [{}, {"merge": False}, {"separator": "none"}, {"separator": "day"}], ids=str)
+@pytest.mark.parametrize(
+    "grammar", [{}, {"merge": False}, {"separator": "none"}, {"separator": "day"}, {"page_items": "merged"}], ids=str
+)
 @pytest.mark.parametrize("target", ["page", "item", "running", "page+running"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_tree_has_the_loss_and_gradient_of_one_row_an_answer(catalog, grammar, target, attention):
