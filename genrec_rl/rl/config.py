@@ -17,8 +17,11 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
     With ``anchor_positives: false`` and ``nll_coef: 0`` this is the paper's plain GRPO.
     """
 
-    policy_term: Literal["grpo", "listwise_kl"] = field(
-        default="grpo", metadata={"help": "grpo: eq. 8; listwise_kl: fit the KL-regularised optimum of the group"}
+    policy_term: Literal["grpo", "listwise_kl", "none"] = field(
+        default="grpo",
+        metadata={
+            "help": "grpo: eq. 8; listwise_kl: fit the group's KL-regularised optimum; none: NLL alone, a control"
+        },
     )
     margin_weight: float = field(
         default=1.0,
@@ -67,11 +70,15 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
         check_devices(self)
         if not 0 <= self.nll_coef < math.inf:
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
-        if self.policy_term not in ("grpo", "listwise_kl"):
-            raise ConfigError(f"policy_term '{self.policy_term}' is not one of grpo, listwise_kl")
+        if self.policy_term not in ("grpo", "listwise_kl", "none"):
+            raise ConfigError(f"policy_term '{self.policy_term}' is not one of grpo, listwise_kl, none")
+        if self.policy_term == "none" and self.nll_coef == 0:
+            raise ConfigError(
+                "policy_term none leaves the NLL term alone, and nll_coef is 0: nothing is learnt; raise it"
+            )
         if self.rollouts_from not in ("policy", "start"):
             raise ConfigError(f"rollouts_from '{self.rollouts_from}' is not one of policy, start")
-        if self.rollouts_from == "start" and self.policy_term == "grpo":
+        if self.rollouts_from == "start" and self.policy_term != "listwise_kl":
             raise ConfigError(
                 "rollouts_from start: eq. 8 weighs the policy's own rollouts; set policy_term listwise_kl"
             )

@@ -204,7 +204,8 @@ class GRPOSRTrainer(GRPOTrainer):
             rows = {name: x[order] if torch.is_tensor(x) and x.ndim else x for name, x in rows.items()}
         tokens, is_positive = rows.pop("positive_ids"), rows.pop("is_positive")
         self._positives = (tokens, is_positive) if self.args.nll_coef > 0 else None
-        loss = self._grpo(model, rows) if self._reference is None else self._listwise_kl(model, rows)
+        terms = {"grpo": self._grpo, "listwise_kl": self._listwise_kl, "none": self._nll_alone}
+        loss = terms[self.args.policy_term](model, rows)
         self._positives = self._trunk = None
         if self.args.nll_coef == 0:
             return loss
@@ -239,6 +240,14 @@ class GRPOSRTrainer(GRPOTrainer):
         kl = listwise_kl(of_rollouts, reference, rollouts, rows["margins"], weight=weight).mean()
         self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
         return kl / self.current_gradient_accumulation_steps
+
+    def _nll_alone(self, model: Any, rows: dict[str, Any]) -> Tensor:
+        """Score the positives alone: supervised training on the same pages, steps and schedule, as a control."""
+        assert self._positives is not None
+        tokens = self._positives[0]
+        policy = self._log_probs(model, rows["prompt_ids"], rows["prompt_mask"].bool(), tokens)
+        self._positive_log_probs = score_branches(policy, tokens).log_probs_BGC
+        return self._positive_log_probs.new_zeros(())
 
     def _log_probs(self, model: Any, prompt_ids: Tensor, is_prompt: Tensor, branches: Tensor) -> BranchLogits:
         """Read branches along their prompts, which a fused step has read already."""

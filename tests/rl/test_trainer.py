@@ -170,6 +170,26 @@ def test_listwise_kl_and_its_gradient_equal_one_written_by_hand(catalog, example
         assert torch.allclose(found.grad, wanted.grad, atol=1e-4), name
 
 
+@pytest.mark.parametrize("fused_step", ["never", "always"])
+def test_without_a_policy_term_the_loss_is_the_nll_of_the_positives(catalog, examples, tmp_path, fused_step):
+    policy, twin = make_policy(catalog), make_policy(catalog)
+    trainer = make_trainer(policy, catalog, examples, tmp_path, per_device_train_batch_size=G * 6,
+                           fused_step=fused_step, policy_term="none")  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1  # set by train()
+    batch = [row for i in range(len(examples)) for row in [trainer.train_dataset[i]] * G]
+    loss = trainer.compute_loss(policy.model, trainer._prepare_inputs(batch))
+    loss.backward()
+    terms = []
+    for example in examples:
+        answers = torch.from_numpy(twin.prompts.answer(example.positives)).view(1, -1, 3)
+        terms.append(-one_by_one(twin.model, [twin.prompts.prompt(example.context)], answers)[0].sum(-1).mean())
+    expected = 0.3 * torch.stack(terms).mean()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for (name, found), wanted in zip(policy.model.named_parameters(), twin.model.parameters(), strict=True):
+        assert torch.allclose(found.grad, wanted.grad, atol=1e-5), name
+
+
 def test_listwise_kl_moves_the_policy_towards_the_target_and_not_the_start(catalog, examples, tmp_path):
     trainer = make_trainer(
         make_policy(catalog, softmax="children"), catalog, examples, tmp_path,
@@ -188,10 +208,12 @@ def test_listwise_kl_moves_the_policy_towards_the_target_and_not_the_start(catal
     ("settings", "message"),
     [
         ({"policy_term": "reinforce"}, "policy_term 'reinforce'"),
+        ({"policy_term": "none", "nll_coef": 0.0}, "nothing is learnt"),
+        ({"rollouts_from": "start"}, "set policy_term listwise_kl"),
         ({"margin_weight": -1.0}, "margin_weight is -1.0"),
         ({"policy_term": "listwise_kl", "beta": 0.1}, "has its leash in its target"),
     ],
-    ids=["term", "weight", "leash"],
+    ids=["term", "nothing", "start", "weight", "leash"],
 )
 def test_policy_terms_that_cannot_be_are_refused(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):
