@@ -1,0 +1,1 @@
+"""What RL gains over SFT: the arms that are compared, and how their answers become a table."""

@@ -1,0 +1,52 @@
+"""The arms of the comparison: recipes/grpo_sr.py's arguments, over those of the data set's YAML."""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+
+PLAIN = ("--anchor_positives", "false", "--nll_coef", "0")
+NO_GATE = ("--gate", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One row. ``arguments`` are None for a row that trains nothing; ``is_reranked`` lets the reward order the beams.
+
+    ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
+    """
+
+    name: str
+    title: str
+    arguments: tuple[str, ...] | None = None
+    is_reranked: bool = False
+    paper: tuple[float, float, float] | None = None
+
+
+ARMS = MappingProxyType(
+    {
+        arm.name: arm
+        for arm in (
+            Arm("sft", "SFT", paper=(0.7192, 0.1027, 0.0496)),
+            Arm("sft_continued", "SFT continued: NLL alone, same pages and steps", ("--policy_term", "none")),
+            Arm("best_of_n", "SFT's beams re-ranked by the reward model", is_reranked=True),
+            Arm("grpo", "GRPO", PLAIN, paper=(0.7248, 0.1177, 0.0603)),
+            Arm("grpo_sr", "GRPO-SR", (), paper=(0.7438, 0.1212, 0.0268)),
+            Arm("grpo_no_gate", "GRPO without gate", (*PLAIN, *NO_GATE), paper=(0.6975, 0.1045, 0.0175)),
+            Arm("grpo_sr_no_gate", "GRPO-SR without gate", NO_GATE, paper=(0.7016, 0.1067, 0.0196)),
+            Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", ("--anchor_positives", "false")),
+            Arm("listwise_kl", "listwise KL", ("--policy_term", "listwise_kl")),
+        )
+    }
+)
+
+PAIRS = (
+    *((name, "sft") for name in ARMS if name != "sft"),
+    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "listwise_kl")),
+    ("grpo_sr", "grpo"),
+    ("grpo_sr", "grpo_sr_no_anchor"),
+    ("grpo_sr", "grpo_sr_no_gate"),
+    ("grpo", "grpo_no_gate"),
+    ("listwise_kl", "best_of_n"),
+)
+SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10", "HaR@10", "R@1", "R@10", "gold@1", "gold@10")
+OF_LISTS = ("distinct@1", "coverage@10", "zero_advantage_share")
+"""Metrics of all lists, or of the training, together: they have no paired interval."""

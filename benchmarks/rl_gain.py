@@ -1,0 +1,271 @@
+"""What RL gains over SFT, against the controls that most papers lack (the paper's Table 3 on public data).
+
+    python benchmarks/rl_gain.py --data movielens --seeds 0 1 2
+    python benchmarks/rl_gain.py --data beauty --protocol loo --sids ours --input ../shared/data
+
+Reads   the data and the SFT policies of ``paper_tables.py``, which it makes where they are missing.
+Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answers, a folder each, done once;
+        benchmarks/results/rl_<data>.{json,md} and a picture of reward, gold and accuracy over the steps.
+Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
+
+The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
+trained on the log alone, of the same users. Validation chooses each arm's checkpoint; test is opened for the table.
+"""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+
+from benchmarks import paper_tables
+from benchmarks.harness import parse
+from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, Arm
+from benchmarks.tables.cells import Cell, work_off
+from benchmarks.tables.measure import Columns, Requests, pair, summarise
+from benchmarks.tables.protocols import PROTOCOLS
+from benchmarks.tables.report import as_dict, cell, number
+from benchmarks.tables.systems import TABLE_1
+from genrec_rl.config import nearest
+from genrec_rl.data.store import load_dataset
+from genrec_rl.decoding.recommender import Recommender
+from genrec_rl.decoding.rerank import Reranker
+from genrec_rl.errors import ConfigError
+from genrec_rl.evaluation.evaluate import Decoding, Plan, measure_catalogue, measure_requests, predict
+from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
+from genrec_rl.rewards.components import load_reward_model
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.tracking import console, run_recipe, source_commit
+
+mpl.use("Agg")
+RUNS = Path("runs/rl")
+HERE = Path(__file__).parent / "rl"
+KS = (1, 10, 50)
+MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0}
+
+
+@dataclass
+class Settings:
+    """Which data, policy and arms."""
+
+    data: Literal["movielens", "beauty"] = field(default="movielens", metadata={"help": "movielens | beauty"})
+    protocol: Literal["pages", "loo"] = field(default="pages", metadata={"help": "of paper_tables.py"})
+    sids: Literal["letter", "ours"] = field(default="ours", metadata={"help": "of Beauty: LETTER's, or our own"})
+    policy: str | None = field(
+        default=None, metadata={"help": "row of Table 1 to start from; none: genrec of pages, genrec_running of loo"}
+    )
+    input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and LETTER's SIDs"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
+    arms: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
+    report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
+
+
+@dataclass(frozen=True, slots=True)
+class SeedCells:
+    """The cells of one seed, in the order of the work."""
+
+    sft: list[Cell]
+    reward: Cell
+    gold: Cell
+    arms: dict[str, Cell]
+
+
+def main() -> None:
+    settings = parse(Settings)
+    for name in settings.arms:
+        if name not in ARMS:
+            raise ConfigError(f"no arm '{name}' among {', '.join(ARMS)}{nearest(name, ARMS)}")
+    if not settings.report:
+        for seed in settings.seeds:
+            cells = seed_cells(settings, seed)
+            chosen = [cells.arms[name] for name in settings.arms or ARMS]
+            work_off([*cells.sft, cells.reward, cells.gold, *chosen])
+    report(settings)
+
+
+def seed_cells(settings: Settings, seed: int) -> SeedCells:
+    name = settings.policy or {"pages": "genrec", "loo": "genrec_running"}[settings.protocol]
+    specs = [spec for spec in TABLE_1 if spec.name == name and spec.kind == "policy"]
+    if not specs:
+        raise ConfigError(f"policy '{name}' is no policy of Table 1")
+    table = paper_tables.completed(
+        paper_tables.Settings(data=settings.data, input=settings.input, sids=settings.sids, seeds=[seed])
+    )
+    made = paper_tables.protocol_cells(table, settings.protocol, specs)
+    sft = made.answers[name, seed]
+    root = RUNS / settings.data / settings.protocol / table.sids / name
+    stages = ["--data_dir", str(made.data.folder), "--sid_dir", str(made.sids.folder), "--seed", str(seed)]
+    requests = ["--requests", "running" if PROTOCOLS[settings.protocol].is_next_item else "page"]
+    reward_words = ["--policy_dir", str(sft.folder / "policy"), "--objective", "rank:ndcg", *requests]
+    facts = {"sft": sft.key}
+    reward = Cell(
+        f"reward, seed {seed}", root / "reward" / f"seed{seed}", facts | {"words": reward_words},
+        partial(train, "recipes/train_xgb.py", [*stages, *reward_words]), MINUTES["reward"],
+    )  # fmt: skip
+    gold = Cell(
+        f"gold, seed {seed}", root / "gold" / f"seed{seed}", facts,
+        partial(train, "recipes/train_reward.py", stages), MINUTES["gold"],
+    )  # fmt: skip
+    config = HERE / f"{settings.data}.yaml"
+    arms = {}
+    for arm in ARMS.values():
+        made_with = facts | {"reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
+        if arm.arguments is not None:
+            made_with |= {"config": config.read_text()}
+        run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
+                      ["--config", str(config), *stages, *requests])  # fmt: skip
+        folder = root / arm.name / f"seed{seed}"
+        arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"])
+    return SeedCells([made.data, made.sids, sft], reward, gold, arms)
+
+
+def train(script: str, words: Sequence[str], folder: Path) -> None:
+    paper_tables.run_script(script, *words, "--output_dir", str(folder / "model"))
+
+
+def answer(
+    settings: Settings,
+    arm: Arm,
+    made: paper_tables.ProtocolCells,
+    sft_dir: Path,
+    reward_dir: Path,
+    gold_dir: Path,
+    words: Sequence[str],
+    folder: Path,
+) -> None:
+    """Align the policy, if the arm does, and keep one number a test request and metric."""
+    policy_dir = sft_dir
+    reward_block = {"class_path": "reward_models.xgb.XGB", "init_args": {"path": str(reward_dir / "model")}}
+    gold_block = {"class_path": "reward_models.sim.SIM", "init_args": {"path": str(gold_dir / "model")}}
+    if arm.arguments is not None:
+        policy_dir = folder / "policy"
+        only_items = ["--constrained_rollouts", "true"] if trained_over(sft_dir) == "children" else []
+        paper_tables.run_script(
+            "recipes/grpo_sr.py", *words, "--policy_dir", str(sft_dir), "--reward_model", json.dumps(reward_block),
+            "--output_dir", str(policy_dir), *only_items, *arm.arguments,
+        )  # fmt: skip
+    dataset, catalog = load_dataset(made.data.folder), Catalog.load(made.sids.folder)
+    scorers = {
+        name: load_reward_model(block, catalog=catalog) for name, block in (("R", reward_block), ("gold", gold_block))
+    }
+    recommender: Recommender = load_recommender(policy_dir, catalog=catalog, options=BeamOptions(batch_size=128))
+    if arm.is_reranked:
+        recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))
+    examples = dataset.examples("test", max_history=PROTOCOLS[settings.protocol].max_history)
+    plan = Plan(ks=KS, beams=max(KS))
+
+    def measure(decoding: Decoding) -> tuple[Columns, dict[str, float]]:
+        given = predict(recommender, examples, name=arm.name, decoding=decoding, plan=plan, scorers=scorers)
+        columns = measure_requests(given, examples, catalog=catalog, popularity=dataset.popularity, ks=KS)
+        of_lists = measure_catalogue(given, n_items=catalog.n_items, ks=KS)
+        return columns, {name: interval.mean for name, interval in of_lists.items()}
+
+    columns, of_lists = measure("constrained")
+    columns = {name: values for name, values in columns.items() if not name.startswith("HaR")}
+    if trained_over(sft_dir) == "vocabulary":
+        free, _ = measure("unconstrained")
+        columns |= {name: values for name, values in free.items() if name.startswith("HaR")}
+    if arm.arguments is not None:
+        of_lists["zero_advantage_share"] = float(np.mean(logged(folder, "train/rollout/zero_advantage_share")[1]))
+    (folder / "lists.json").write_text(json.dumps(of_lists))
+    np.savez_compressed(folder / "columns.npz", allow_pickle=False, **columns)
+
+
+def margin_weight(settings: Settings) -> float:
+    """Return the weight that listwise_kl and the check of the reward have too."""
+    lines = (HERE / f"{settings.data}.yaml").read_text().splitlines()
+    return float(next(line.split(":")[1] for line in lines if line.startswith("margin_weight:")))
+
+
+def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """Return the steps and values at which an arm logged a metric."""
+    rows = [json.loads(line) for line in (folder / "policy" / "metrics.jsonl").read_text().splitlines()]
+    found = [(row["step"], row[name]) for row in rows if name in row]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+def report(settings: Settings) -> None:
+    """Write the table of all arms that are done with these data, SIDs and policy."""
+    columns: dict[str, list[Columns]] = {}
+    of_lists: dict[str, list[dict[str, float]]] = {}
+    done: dict[str, Path] = {}
+    for seed in settings.seeds:
+        cells = seed_cells(settings, seed)
+        for name, made in cells.arms.items():
+            if made.record() is not None:
+                with np.load(made.folder / "columns.npz", allow_pickle=False) as arrays:
+                    columns.setdefault(name, []).append(dict(arrays))
+                of_lists.setdefault(name, []).append(json.loads((made.folder / "lists.json").read_text()))
+                done.setdefault(name, made.folder)
+    if not columns:
+        console.print("nothing is done yet")
+        return
+    dataset = load_dataset(cells.sft[0].folder)
+    requests = Requests.of(dataset.examples("test", max_history=None))
+    means = {name: [summarise(seed, requests) for seed in seeds] for name, seeds in columns.items()}
+    systems = {
+        name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}
+        | {metric: [seed[metric] for seed in of_lists[name]] for metric in OF_LISTS if metric in of_lists[name][0]}
+        for name, seeds in means.items()
+    }
+    found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": source_commit(),
+        "seeds": settings.seeds,
+        "systems": systems,
+        "paired": {key: {metric: as_dict(x) for metric, x in row.items()} for key, row in found.items()},
+    }
+    suffix = "" if settings.protocol == "pages" else f"_{settings.protocol}"
+    file = paper_tables.RESULTS / f"rl_{settings.data}{suffix}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.with_suffix(".md").write_text(as_markdown(result))
+    draw(done, file.with_suffix(".png"))
+    console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """Write the arms, the paper's rows, and the differences on the same users."""
+    shown = [*SHOWN, *OF_LISTS]
+    lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
+    lines += ["| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    for name, arm in ARMS.items():
+        if name in result["systems"]:
+            row = result["systems"][name]
+            cells = [cell(row.get(metric)) for metric in shown]
+            lines.append(f"| **{name}**, {arm.title} | {len(row['NDCG@10'])} | {' | '.join(cells)} |")
+        if arm.paper is not None:
+            published = dict(zip(("HR@50", "R@1", "HaR@10"), arm.paper, strict=True))
+            cells = [number(published[metric]) if metric in published else "" for metric in shown]
+            lines.append(f"| *{arm.title}, the paper's Table 3 (its own data)* | | {' | '.join(cells)} |")
+    lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
+    for key, row in result["paired"].items():
+        cells = [f"{m} {row[m]['diff']:+.4f} [{row[m]['lo']:+.4f}, {row[m]['hi']:+.4f}]" for m in SHOWN if m in row]
+        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(cells)}")
+    return "\n".join(lines) + "\n"
+
+
+def draw(done: Mapping[str, Path], file: Path) -> None:
+    """Draw validation NDCG@10, free HaR@10 and the rollouts' reward over the steps, a line an arm (first seed)."""
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
+    names = {"eval/ndcg@10": "validation NDCG@10", "eval/har@10": "validation HaR@10", "train/reward/raw": "reward"}
+    for axes, (metric, title) in zip(panels, names.items(), strict=True):
+        for name, folder in done.items():
+            if ARMS[name].arguments is not None:
+                steps, values = logged(folder, metric)
+                axes.plot(steps, values, label=name, linewidth=1.2)
+        axes.set(xlabel="step", title=title)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(frameon=False, fontsize=7)
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
