@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from benchmarks import rl_gain
+from benchmarks.rl.arms import ARMS, PAIRS
+from benchmarks.rl_gain import HERE, Settings, as_markdown, logged, margin_weight, seed_cells
+from genrec_rl.config import parse_recipe
+from genrec_rl.errors import ConfigError
+from genrec_rl.rl.config import GRPOSRConfig
+from recipes import grpo_sr
+
+
+@pytest.mark.parametrize("data", ["movielens", "beauty"])
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.arguments is not None])
+def test_every_arm_is_one_that_the_recipe_takes(tmp_path, data, arm):
+    words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), *ARMS[arm].arguments]
+    _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
+    assert args.policy_term == {"listwise_kl": "listwise_kl", "sft_continued": "none"}.get(arm, "grpo")
+    assert (args.nll_coef == 0) == arm.startswith("grpo") * ("sr" not in arm)
+    assert args.anchor_positives == (arm not in ("grpo", "grpo_no_gate", "grpo_sr_no_anchor"))
+
+
+def test_pairs_are_of_arms():
+    assert {name for pair in PAIRS for name in pair} == set(ARMS)
+
+
+def test_what_an_arm_starts_from_and_is_rewarded_by_is_in_its_key():
+    def key(**settings):
+        return seed_cells(Settings(**settings), 0).arms["grpo_sr"].key
+
+    assert key() == key()
+    assert len({key(), key(data="beauty"), key(policy="genrec_running"), key(protocol="loo")}) == 4
+
+
+def test_next_items_are_asked_for_where_the_protocol_asks_for_them():
+    assert "running" in seed_cells(Settings(data="beauty", protocol="loo"), 0).reward.facts["words"]
+    assert "page" in seed_cells(Settings(data="beauty"), 0).reward.facts["words"]
+
+
+def test_a_row_that_is_no_policy_is_refused():
+    with pytest.raises(ConfigError, match="'popularity' is no policy of Table 1"):
+        seed_cells(Settings(policy="popularity"), 0)
+
+
+def test_unknown_arm_offers_the_nearest(monkeypatch):
+    monkeypatch.setattr(rl_gain, "parse", lambda _: Settings(arms=["grpo_s"]))
+    with pytest.raises(ConfigError, match="did you mean 'grpo_sr'"):
+        rl_gain.main()
+
+
+def test_reranking_has_the_weight_of_the_policy_term():
+    assert margin_weight(Settings(data="movielens")) == 3.0
+
+
+def test_metrics_are_read_where_they_were_logged(tmp_path):
+    rows = [{"step": 0, "eval/ndcg@10": 0.1}, {"step": 5, "train/loss": 1.0}, {"step": 9, "eval/ndcg@10": 0.2}]
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert logged(tmp_path, "eval/ndcg@10") == ([0, 9], [0.1, 0.2])
+
+
+def test_table_has_a_row_an_arm_and_the_papers_beside():
+    row = {"NDCG@10": [0.1, 0.2], "HR@50": [0.3, 0.3], "distinct@1": [0.5, 0.5]}
+    difference = {"NDCG@10": {"diff": 0.01, "lo": -0.01, "hi": 0.03}}
+    result = {"command": "python x", "commit": "abc", "systems": {"grpo": row}, "paired": {"grpo-sft": difference}}
+    text = as_markdown(result)
+    assert "| **grpo**, GRPO | 2 |" in text
+    assert ".1500 ± .0707" in text
+    assert "| *GRPO, the paper's Table 3 (its own data)* | |  |  | .7248 |" in text
+    assert "- grpo - sft: NDCG@10 +0.0100 [-0.0100, +0.0300]" in text
