@@ -168,7 +168,7 @@ def answer(
 
     columns, of_lists = measure("constrained")
     columns = {name: values for name, values in columns.items() if not name.startswith("HaR")}
-    if trained_over(sft_dir) == "vocabulary":
+    if trained_over(sft_dir) == "vocabulary" and not arm.is_reranked:  # (re-ranking only moves invalid SIDs last)
         free, _ = measure("unconstrained")
         columns |= {name: values for name, values in free.items() if name.startswith("HaR")}
     if arm.arguments is not None:
