@@ -97,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     seconds = time.monotonic() - started
     write_report(console, model, report, gates, output_dir, seconds=seconds)
     inputs = {"data": settings.data_dir, "sids": settings.sid_dir}
+    inputs |= {"policy": settings.policy_dir} if settings.policy_dir else {}
     finish_stage(output_dir, stage="train_reward", settings=config, inputs=inputs, seconds=seconds)
 
 
@@ -123,7 +124,7 @@ def label(
     labelled = []
     for part in parts:
         proposed = recommender.recommend([example.context for example in part], k=settings.beams, constrained=True)
-        labelled.append(label_proposals(part, proposed.rows_PG.numpy()))
+        labelled.append(label_proposals(part, proposed.rows_PG.numpy(), catalog=catalog))
     return labelled
 
 

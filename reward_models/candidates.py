@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Int8
 
 from genrec_rl.errors import ConfigError
+from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import NO_ITEM, Action, Context, Example
 
 _LEAST_MASS = 1e-6
@@ -114,15 +115,20 @@ def label_candidates(
     )
 
 
-def label_proposals(examples: Sequence[Example], rows_PG: Int[np.ndarray, "P G"]) -> LabelledCandidates:
+def label_proposals(
+    examples: Sequence[Example], rows_PG: Int[np.ndarray, "P G"], *, catalog: Catalog
+) -> LabelledCandidates:
     """Label what a policy proposed for each page; invalid SIDs (``NO_ITEM``) are padding.
+
+    A positive counts as proposed if its SID was, whichever of its items the catalogue resolves that to.
 
     A positive that the policy did not propose is not added: then "does not look like a proposal" would be evidence
     of a positive.
     """
     is_real_PG = rows_PG != NO_ITEM
+    meant = catalog.rows_of(catalog.codes)
     is_positive_PG = np.stack(
-        [np.isin(rows, example.positives) for rows, example in zip(rows_PG, examples, strict=True)]
+        [np.isin(rows, meant[example.positives]) for rows, example in zip(rows_PG, examples, strict=True)]
     )
     kinds_PG = np.where(is_positive_PG & is_real_PG, Kind.POSITIVE, Kind.PROPOSED).astype(np.int8)
     contexts = [example.context for example in examples]

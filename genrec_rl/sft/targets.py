@@ -70,12 +70,22 @@ class Answers:
         start = max(int(self.table.history_start[self.pages[i]]), end - max_history)
         return self.history(start, end, time=self.time(i))
 
-    def example(self, i: int, *, max_history: int) -> Example:
-        """Return answer i as a request of its own, for what learns from requests: its items count as clicked."""
+    def example(self, i: int, *, max_history: int | None) -> Example:
+        """Return answer i, one item, as a request of its own that was clicked.
+
+        It is asked for at its page's time, though its history may hold items of the page: what counts events before
+        a request's time then counts none of the page's own.
+        """
+        page, entry = int(self.pages[i]), int(self.entries[i])
+        if entry == WHOLE:
+            raise ConfigError(
+                "a whole page is a request already: see Dataset.examples; target item or running is wanted"
+            )
+        known = self.context(i, max_history=max_history or len(self.table.history_items))
+        context = replace(known, user_id=str(self.table.user_ids[page]), time=int(self.table.times[page]))
         items = self.items(i)
-        page = int(self.pages[i])
-        context = replace(self.context(i, max_history=max_history), user_id=str(self.table.user_ids[page]))
-        return Example(str(self.table.request_ids[page]), context, items, np.full(len(items), Action.CLICK, np.int8))
+        request_id = f"{self.table.request_ids[page]}:{items[0]}"
+        return Example(request_id, context, items, np.full(len(items), Action.CLICK, np.int8))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +93,7 @@ class AnswerView(Sequence[Example]):
     """Answers as requests of their own, built when they are asked for."""
 
     answers: Answers
-    max_history: int
+    max_history: int | None
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -99,7 +109,7 @@ class AnswerView(Sequence[Example]):
         return self.answers.example(range(len(self))[index], max_history=self.max_history)
 
 
-def training_requests(dataset: Dataset, kind: Requests, *, max_history: int) -> Sequence[Example]:
+def training_requests(dataset: Dataset, kind: Requests, *, max_history: int | None) -> Sequence[Example]:
     """Return what RL and reward models learn from: training pages, or every item after all before it (``running``).
 
     Raises:

@@ -1,4 +1,7 @@
-"""What trees see of a request and a candidate: everything known when the request comes, nothing of its page.
+"""What trees see of a request and a candidate, nothing of its page.
+
+Popularity and recency are of the time before the request; transitions are of other users whenever they were, and of
+the user before the request.
 
 Steps count back from the newest history item, which is step 0. What does not apply is NaN: trees send a missing
 value to the side that fits best.
@@ -22,6 +25,7 @@ DECAY = 0.5
 PRIOR_TAKEN = 5
 """Showings before which an item's share of being taken counts as one half: as many taken, as many left."""
 NO_CATEGORY = -1
+_REQUESTS_AT_ONCE = 256
 
 FEATURES = (
     "log_popularity",
@@ -67,7 +71,7 @@ def request_features(
     *,
     max_history: int,
 ) -> Float32[np.ndarray, "P G F"]:
-    """Return ``FEATURES`` of every candidate.
+    """Return ``FEATURES`` of every candidate, some requests at a time.
 
     Args:
         counts: of training pages.
@@ -76,6 +80,21 @@ def request_features(
         rows_PG: valid catalogue rows.
         max_history: newest history items that are read.
     """
+    features_PGF = np.empty((*rows_PG.shape, len(FEATURES)), np.float32)
+    for start in range(0, len(contexts), _REQUESTS_AT_ONCE):
+        some = slice(start, start + _REQUESTS_AT_ONCE)
+        features_PGF[some] = _features(counts, items, contexts[some], rows_PG[some], max_history=max_history)
+    return features_PGF
+
+
+def _features(
+    counts: LogCounts,
+    items: ItemTables,
+    contexts: Sequence[Context],
+    rows_PG: Int[np.ndarray, "P G"],
+    *,
+    max_history: int,
+) -> Float32[np.ndarray, "P G F"]:
     history_PH, is_item_PH = newest_first(contexts, max_history=max_history)
     time_P = np.array([context.time for context in contexts], np.int64)
     time_PG = np.broadcast_to(time_P[:, None], rows_PG.shape)
@@ -96,8 +115,10 @@ def request_features(
     is_seen_PGH = (rows_PG[..., None] == history_PH[:, None]) & is_item_PH[:, None]
     columns += [is_seen_PGH.sum(-1), _first_step(is_seen_PGH)]
     last_P = np.array([context.history_times[-1] if len(context.history) else np.nan for context in contexts])
-    today_P = [(context.history_times // DAY == context.time // DAY).sum() for context in contexts]
-    for column_P in (is_item_PH.sum(1), (time_P - last_P) / DAY, np.array(today_P)):
+    newest = [context.history_times[-max_history:] for context in contexts]
+    today_P = [(times // DAY == time // DAY).sum() for times, time in zip(newest, time_P, strict=True)]
+    days_P = ((time_P - last_P) / DAY).clip(min=0)
+    for column_P in (is_item_PH.sum(1), days_P, np.array(today_P)):
         columns.append(np.broadcast_to(column_P[:, None], rows_PG.shape))
     return np.stack(columns, axis=-1).astype(np.float32)
 

@@ -15,7 +15,7 @@ from reward_models.candidates import LabelledCandidates
 from reward_models.quality import fit_platt
 from reward_models.xgb.counts import LogCounts
 from reward_models.xgb.features import ItemTables, request_features
-from reward_models.xgb.reward import XGB, Calibration
+from reward_models.xgb.reward import XGB, Platt
 
 _METRIC = {"binary:logistic": "logloss", "rank:ndcg": "ndcg@10"}
 
@@ -107,10 +107,10 @@ def fit_xgb(
         items,
         catalog_fingerprint=catalog.fingerprint,
         max_history=settings.max_history,
-        calibration=Calibration(),
+        calibration=Platt(),
     )
     margins = model.margins(tuning.contexts, tuning.rows_PG)[tuning.is_real_PG]
-    model.calibration = Calibration(*fit_platt(margins, tuning.labels_PG[tuning.is_real_PG]))
+    model.calibration = Platt(*fit_platt(margins, tuning.labels_PG[tuning.is_real_PG]))
     return model
 
 

@@ -25,12 +25,11 @@ from reward_models.xgb.features import FEATURES, ItemTables, request_features
 _CONFIG, _TREES, _TABLES = "config.json", "model.ubj", "tables.safetensors"
 _COUNTED = tuple(column.name for column in fields(LogCounts) if column.name != "n_items")
 _FORMAT = 1
-_REQUESTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """Platt's a and b: scores are sigmoid(slope margin + intercept)."""
+class Platt:
+    """Calibration: scores are sigmoid(slope margin + intercept)."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -58,7 +57,7 @@ class XGB(RewardModel):
         *,
         catalog_fingerprint: str,
         max_history: int,
-        calibration: Calibration,
+        calibration: Platt,
     ) -> None:
         self.booster = booster
         self.counts = counts
@@ -78,19 +77,12 @@ class XGB(RewardModel):
         return expit(self.calibration.slope * margins_PG + self.calibration.intercept)
 
     def margins(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float32[np.ndarray, "P G"]:
-        """Return the trees' sums before calibration, some requests at a time."""
-        margins_PG = np.zeros(candidates.shape, np.float32)
-        for start in range(0, len(contexts), _REQUESTS_AT_ONCE):
-            some = slice(start, start + _REQUESTS_AT_ONCE)
-            features_PGF = request_features(
-                self.counts, self.items, contexts[some], candidates[some], max_history=self.max_history
-            )
-            flat = features_PGF.reshape(-1, len(FEATURES))
-            if len(flat):
-                margins_PG[some] = self.booster.inplace_predict(flat, predict_type="margin").reshape(
-                    features_PGF.shape[:2]
-                )
-        return margins_PG
+        """Return the trees' sums before calibration."""
+        if not candidates.size:
+            return np.zeros(candidates.shape, np.float32)
+        features_PGF = request_features(self.counts, self.items, contexts, candidates, max_history=self.max_history)
+        margins = self.booster.inplace_predict(features_PGF.reshape(-1, len(FEATURES)), predict_type="margin")
+        return np.asarray(margins.reshape(candidates.shape))
 
     @property
     def importance(self) -> dict[str, float]:
@@ -138,7 +130,7 @@ class XGB(RewardModel):
             ItemTables(tables["codes"], tables["vectors"], tables["categories"]),
             catalog_fingerprint=values["catalog_fingerprint"],
             max_history=values["max_history"],
-            calibration=Calibration(values["slope"], values["intercept"]),
+            calibration=Platt(values["slope"], values["intercept"]),
         )
 
     def _files(self) -> dict[str, bytes]:

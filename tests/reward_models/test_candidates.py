@@ -4,7 +4,7 @@ import pytest
 from genrec_rl.errors import ConfigError
 from genrec_rl.types import NO_ITEM, Action, Context, Example
 from reward_models.candidates import Kind, NegativeSampler, label_candidates, label_proposals, pad_rows
-from tests.fixtures import make_example
+from tests.fixtures import CODES, make_catalog, make_example
 
 NOTHING = np.empty(0, dtype=np.int64)
 CONTEXT = Context("u", 100, NOTHING, NOTHING, NOTHING)
@@ -81,7 +81,17 @@ def test_no_rows_pad_to_nothing():
 
 def test_proposals_are_labelled_and_no_positive_is_added():
     examples = [make_example([0], [1, 2]), make_example([3], [4])]
-    found = label_proposals(examples, np.array([[2, 5, NO_ITEM], [6, 7, 8]]))
+    found = label_proposals(examples, np.array([[2, 5, NO_ITEM], [6, 7, 8]]), catalog=make_catalog())
     assert found.labels_PG.tolist() == [[1, 0, 0], [0, 0, 0]]
     assert found.is_real_PG.tolist() == [[True, True, False], [True, True, True]]
     assert found.kinds_PG[0, 1] == Kind.PROPOSED
+
+
+def test_a_proposed_sid_is_a_hit_whichever_of_its_items_was_meant():
+    codes = CODES.copy()
+    codes[5] = codes[4]
+    catalog = make_catalog(codes)
+    (meant,) = {int(catalog.rows_of(codes[[row]])[0]) for row in (4, 5)}
+    for positive in (4, 5):
+        found = label_proposals([make_example([0], [positive])], np.array([[meant, 7]]), catalog=catalog)
+        assert found.labels_PG.tolist() == [[1, 0]]

@@ -1,12 +1,17 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from genrec_rl.data.pages import DAY
+from genrec_rl.sft.targets import training_requests
 from genrec_rl.types import Context
 from reward_models.xgb.counts import LogCounts
 from reward_models.xgb.features import FEATURES, NO_CATEGORY, ItemTables, request_features
 from tests.fixtures import CODES
 from tests.reward_models.xgb.test_counts import page
+from tests.sft.test_user_tree import make_table
 
 ITEMS = ItemTables(CODES, np.eye(12, dtype=np.float32), np.where(np.arange(12) < 8, np.arange(12) % 2, NO_CATEGORY))
 PAGES = [page([0, 4], [1], left=[5], time=2 * DAY), page([4], [1, 2], time=100 * DAY), page([], [1], time=300 * DAY)]
@@ -101,3 +106,26 @@ def test_requests_of_different_lengths_do_not_mix():
     for p in range(3):
         alone = request_features(counts, ITEMS, contexts[p : p + 1], rows_PG[p : p + 1], max_history=50)
         np.testing.assert_array_equal(together[p], alone[0])
+
+
+def test_a_longer_history_gives_what_its_newest_items_give():
+    long, newest = ([3, 5, 7, 0, 4], [0, 4])
+    days = [101] * 5
+    cut, alone = features(long, [3, 1], max_history=2, days=days), features(newest, [3, 1], days=days[:2])
+    for name, expected in alone.items():
+        np.testing.assert_array_equal(cut[name], expected, err_msg=name)
+
+
+def test_a_running_request_sees_nothing_of_its_own_page():
+    """Items 1 and 2 of a page come an hour apart; neither may stand in the other's features as taken or followed."""
+    table = replace(
+        make_table([[[0], [1, 2]]]), history_times=np.array([0, DAY, DAY + 3600]), times=np.array([0, DAY])
+    )
+    dataset = SimpleNamespace(pages=table, split=SimpleNamespace(train=np.array([0, 1])))
+    request = training_requests(dataset, "running", max_history=50)[2]
+    assert (request.context.history.tolist(), request.positives.tolist()) == ([0, 1], [2])
+    asked = (ITEMS, [request.context], np.array([[1, 2, 3]]))
+    whole, before = (LogCounts.fit(table.select(pages), n_items=12) for pages in ([0, 1], [0]))
+    np.testing.assert_array_equal(
+        request_features(whole, *asked, max_history=50), request_features(before, *asked, max_history=50)
+    )

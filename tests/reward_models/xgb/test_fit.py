@@ -22,7 +22,7 @@ def market(n_users: int, *, seed: int):
         others = rng.permutation(np.setdiff1d(np.arange(12), [last + 1]))[:5]
         examples.append(example)
         proposed.append(rng.permutation(np.append(others, last + 1)))
-    return examples, label_proposals(examples, np.array(proposed))
+    return examples, label_proposals(examples, np.array(proposed), catalog=make_catalog())
 
 
 def fit(objective="binary:logistic", **settings):
@@ -53,7 +53,7 @@ def test_the_same_seed_fits_the_same():
 
 def test_labels_of_one_kind_are_refused():
     examples, taught = market(20, seed=0)
-    nothing = label_proposals(examples, np.full_like(taught.rows_PG, NO_ITEM))
+    nothing = label_proposals(examples, np.full_like(taught.rows_PG, NO_ITEM), catalog=make_catalog())
     with pytest.raises(DataError, match="0 tuning candidates lack a positive or a negative"):
         fit_with(examples, taught, nothing, FitSettings())
 

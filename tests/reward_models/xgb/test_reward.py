@@ -33,7 +33,7 @@ def test_what_is_loaded_scores_as_what_was_saved(model, saved):
 def test_scores_do_not_depend_on_who_else_is_asked(model, monkeypatch):
     _, judged = market(20, seed=3)
     together = model.score(judged.contexts, judged.rows_PG)
-    monkeypatch.setattr("reward_models.xgb.reward._REQUESTS_AT_ONCE", 3)
+    monkeypatch.setattr("reward_models.xgb.features._REQUESTS_AT_ONCE", 3)
     np.testing.assert_array_equal(model.score(judged.contexts, judged.rows_PG), together)
     np.testing.assert_array_equal(model.score(judged.contexts[:1], judged.rows_PG[:1, :2]), together[:1, :2])
 
