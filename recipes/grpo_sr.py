@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from genrec_rl.config import parse_recipe
+from genrec_rl.errors import ConfigError
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
 
 
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> None:
     from genrec_rl.sids.catalog import Catalog
 
     settings, args = parse_recipe([Settings, GRPOSRConfig], __file__, argv)
+    checks_reward = args.check_reward and args.policy_term != "none"
+    if checks_reward and not args.eval_on_start:
+        raise ConfigError("check_reward looks at the evaluation of step 0: set eval_on_start: true, or it to false")
     started = time.time()
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
@@ -69,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     gate = load_gate(
         settings.gate, catalog=catalog, dataset=dataset, max_history=max_history, trusted_packages=trusted
     )
-    train = training_requests(dataset, settings.requests, max_history=max_history)
-    valid = dataset.examples("valid", max_history=max_history)
+    train = training_requests(dataset, settings.requests, max_history=None)  # policy and reward cut for themselves
+    valid = dataset.examples("valid", max_history=None)
     with Tracker(
         args.output_dir, job_type="grpo_sr", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
@@ -89,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
                 rerank_weight=args.margin_weight,
             ),
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
-            callbacks=[TrackerCallback(tracker), *([RewardCheck()] if args.check_reward else [])],
+            callbacks=[TrackerCallback(tracker), *([RewardCheck()] if checks_reward else [])],
         )
         trainer.add_callback(TableCallback(tracker, name="rollouts", columns=TABLE_COLUMNS,
                                            rows=lambda: trainer.rollout_table(dataset.titles),

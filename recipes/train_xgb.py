@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
                             made_from={"data": settings.data_dir})  # fmt: skip
     dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
     catalog.check_items(dataset.items_fingerprint)
-    taught = draw_requests(dataset, settings, max_history=training.max_history)
-    tuning, held_out = halve_users(dataset.examples("valid", max_history=training.max_history), seed=settings.seed)
+    taught = draw_requests(dataset, settings)
+    tuning, held_out = halve_users(dataset.examples("valid", max_history=None), seed=settings.seed)
     sampler = NegativeSampler(dataset.popularity, popular_share=settings.popular_share)
     config = asdict(settings) | asdict(training)
     output_dir = Path(settings.output_dir)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         project=settings.wandb_project, group=settings.wandb_group,
     ) as tracker:  # fmt: skip
         model = fit_xgb(
-            dataset.examples("train", max_history=training.max_history),
+            dataset.examples("train", max_history=None),
             candidates[0],
             candidates[1],
             catalog=catalog,
@@ -101,9 +101,9 @@ def main(argv: list[str] | None = None) -> None:
     finish_stage(output_dir, stage="train_reward", settings=config, inputs=inputs, seconds=seconds)
 
 
-def draw_requests(dataset: Dataset, settings: Settings, *, max_history: int) -> list[Example]:
+def draw_requests(dataset: Dataset, settings: Settings) -> list[Example]:
     """Draw the training requests that are learnt from."""
-    requests = training_requests(dataset, settings.requests, max_history=max_history)
+    requests = training_requests(dataset, settings.requests, max_history=None)
     drawn = np.random.default_rng(settings.seed).permutation(len(requests))[: settings.max_requests]
     return [requests[int(i)] for i in np.sort(drawn)]
 

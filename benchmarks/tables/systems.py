@@ -29,6 +29,9 @@ class SystemSpec:
 NO_MERGER = ("--merge", "false", "--item_embedding", "false")
 """An item's own vector stands beside its merged one."""
 
+CLOSED = ("--page_items", "merged")
+"""Each item of a page closes as an item of a history does: the next one then starts from the same state."""
+
 WIDE = ("--hidden_size", "256", "--intermediate_size", "768")
 """Our best; the others are narrower because there are so many of them."""
 
@@ -63,10 +66,12 @@ TABLE_1 = (
     SystemSpec("genrec_vocabulary", "policy", "page-wise, merged, softmax over the vocabulary",
                ("--target", "page", *VOCABULARY), continues_page=True, protocols=("loo",)),
     SystemSpec("genrec", "policy", "page-wise, merged", ("--target", "page"), continues_page=True),
+    SystemSpec("genrec_closed", "policy", "page-wise, merged; a page's finished items read as merged items",
+               ("--target", "page", *CLOSED), continues_page=True),
     SystemSpec("genrec_mixed", "policy", "page-wise and running, merged, asked as running",
                ("--target", "page+running")),
-    SystemSpec("genrec_wide", "policy", "page-wise, merged, 256 wide",
-               ("--target", "page", *WIDE), continues_page=True),
+    SystemSpec("genrec_wide", "policy", "as genrec_closed, 256 wide",
+               ("--target", "page", *CLOSED, *WIDE), continues_page=True),
     SystemSpec("genrec_running_wide", "policy", "running target, merged, 256 wide", ("--target", "running", *WIDE)),
     SystemSpec("genrec_running_days", "policy", "running target, merged; reads the request's day",
                ("--target", "running", "--separator", "day")),
@@ -83,12 +88,15 @@ def sized(width: int, layers: int) -> SystemSpec:
 TABLE_2 = (sized(32, 1), sized(64, 2), sized(128, 3), sized(256, 4))
 TABLES = {1: TABLE_1, 2: TABLE_2}
 
-TARGETS = ("genrec_item", "genrec_running", "genrec", "genrec_mixed")
+TARGETS = ("genrec_item", "genrec_running", "genrec", "genrec_closed", "genrec_mixed")
 """Policies that differ in nothing but what they are taught: their validation losses may be compared (Figure 2a)."""
 
 PAIRS = (
     ("genrec", "genrec_item"),
     ("genrec", "genrec_running"),
+    ("genrec_closed", "genrec"),
+    ("genrec_closed", "genrec_item"),
+    ("genrec_closed", "genrec_running"),
     ("genrec_mixed", "genrec_running"),
     ("genrec_codes", "genrec_no_merger"),
     ("genrec", "genrec_codes"),

@@ -40,26 +40,25 @@ class Reranker:
         recommender: the policy behind its beam search.
         reward_model: scores in [0, 1].
         weight: of the reward's log-odds, against the policy's log-probability.
-        n_proposed: candidates asked of the policy; None are as many as are asked for.
     """
 
-    def __init__(
-        self,
-        recommender: Recommender,
-        reward_model: RewardModel,
-        *,
-        weight: float,
-        n_proposed: int | None = None,
-    ) -> None:
-        if weight < 0:
-            raise ConfigError(f"rerank weight {weight} must be at least 0: below, the worst come first")
+    def __init__(self, recommender: Recommender, reward_model: RewardModel, *, weight: float) -> None:
+        check_weight(weight)
         self.recommender = recommender
         self.reward_model = reward_model
         self.weight = weight
-        self.n_proposed = n_proposed
 
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
-        """Return the k best of what the policy proposes."""
-        proposed = self.recommender.recommend(contexts, k=max(k, self.n_proposed or k), constrained=constrained)
-        found = rerank(proposed, self.reward_model, contexts, weight=self.weight)
-        return Rollouts(found.sids_PGL[:, :k], found.rows_PG[:, :k], found.log_probs_PG[:, :k])
+        """Return the policy's k answers in their new order."""
+        proposed = self.recommender.recommend(contexts, k=k, constrained=constrained)
+        return rerank(proposed, self.reward_model, contexts, weight=self.weight)
+
+
+def check_weight(weight: float) -> None:
+    """Refuse a weight that would put the worst first.
+
+    Raises:
+        ConfigError: when it is negative or no number.
+    """
+    if not weight >= 0:
+        raise ConfigError(f"rerank weight {weight} must be at least 0: below, the worst come first")

@@ -15,6 +15,9 @@ from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.types import Example
 
 RERANKED = "reranked_ndcg@10"
+GAIN_ERROR = "reranked_gain_error"
+"""Standard error of what re-ranking gains on NDCG@10, over requests."""
+_GAIN_SQUARED = "reranked_gain_squared"
 
 
 class Validation:
@@ -55,7 +58,7 @@ class Validation:
     def measured(self) -> tuple[str, ...]:
         """Names of the metrics."""
         free = ("har@10",) if self.measure_hallucination else ()
-        return ("hr@10", "ndcg@10", *free, *((RERANKED,) if self.reward_model is not None else ()))
+        return ("hr@10", "ndcg@10", *free, *((RERANKED, _GAIN_SQUARED) if self.reward_model is not None else ()))
 
     def measure(self, accelerator: Accelerator) -> dict[str, float]:
         """Return means: HR@10 and NDCG@10 (also re-ranked) of constrained beams, HaR@10 of free ones."""
@@ -65,7 +68,11 @@ class Validation:
             totals |= {n: float(v.sum()) for n, v in self._measure([self.examples[i] for i in mine]).items()}
         reduced: Any = torch.tensor([*totals.values(), len(mine)], dtype=torch.float32, device=accelerator.device)
         *sums, count = accelerator.reduce(reduced, reduction="sum").tolist()
-        return {name: total / max(count, 1) for name, total in zip(totals, sums, strict=True)}
+        means = {name: total / max(count, 1) for name, total in zip(totals, sums, strict=True)}
+        if self.reward_model is not None:
+            gain, squared = means[RERANKED] - means["ndcg@10"], means.pop(_GAIN_SQUARED)
+            means[GAIN_ERROR] = (max(squared - gain**2, 0.0) / max(count, 1)) ** 0.5
+        return means
 
     def _measure(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
         contexts = [example.context for example in examples]
@@ -82,4 +89,5 @@ class Validation:
         if self.reward_model is not None:
             reranked = rerank(proposed, self.reward_model, contexts, weight=self.rerank_weight)
             result[RERANKED] = metrics.ndcg(reranked.rows_PG.numpy(), positives, k=10)
+            result[_GAIN_SQUARED] = (result[RERANKED] - result["ndcg@10"]) ** 2
         return result

@@ -10,7 +10,7 @@ import torch
 
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
 from genrec_rl.decoding.recommender import BeamRecommender
-from genrec_rl.decoding.rerank import Reranker
+from genrec_rl.decoding.rerank import Reranker, check_weight
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import DECODINGS, System
 from genrec_rl.models.policy import load_policy, read_facts
@@ -109,7 +109,12 @@ def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamO
 
 
 def reranked_systems(systems: Sequence[System], reward_model: RewardModel, *, weight: float) -> list[System]:
-    """Return each system once more, what it proposes re-ranked by a reward model: ``<name>_reranked``."""
+    """Return each system once more, what it proposes re-ranked by a reward model: ``<name>_reranked``.
+
+    Raises:
+        ConfigError: for a weight below 0.
+    """
+    check_weight(weight)
 
     def load(system: System) -> Reranker:
         return Reranker(system.load(), reward_model, weight=weight)

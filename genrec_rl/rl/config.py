@@ -9,6 +9,11 @@ from trl import GRPOConfig
 from genrec_rl.errors import ConfigError
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
 
+_ONLY_GRPO = (
+    *("beta", "num_iterations", "epsilon", "epsilon_high", "delta", "scale_rewards", "loss_type", "entropy_coef"),
+    *("importance_sampling_level", "top_entropy_quantile"),
+)
+
 
 @dataclass
 class GRPOSRConfig(DeviceDefaults, GRPOConfig):
@@ -84,11 +89,10 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
             )
         if not 0 <= self.margin_weight < math.inf:
             raise ConfigError(f"margin_weight is {self.margin_weight}; it must be 0 or a positive number")
-        if self.policy_term == "listwise_kl" and (self.num_iterations > 1 or self.beta > 0):
-            raise ConfigError(
-                f"listwise_kl has its leash in its target: leave num_iterations {self.num_iterations} at 1 and "
-                f"beta {self.beta} at 0"
-            )
+        if self.policy_term != "grpo":
+            self._refuse_what_only_grpo_reads()
+        if self.policy_term == "listwise_kl" and not (self.margin_weight or self.nll_coef):
+            raise ConfigError("margin_weight and nll_coef are 0: listwise_kl teaches the start to itself; raise one")
         if self.nll_reduction not in ("sum", "mean"):
             raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
         if self.rollouts not in ("beam", "gumbel"):
@@ -107,3 +111,12 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
                 raise ConfigError(f"{name} {getattr(self, name)}: beams do not sample token by token; leave it out")
         if self.temperature != 1.0:
             raise ConfigError(f"temperature {self.temperature}: beam rollouts score the policy itself; leave it at 1")
+
+    def _refuse_what_only_grpo_reads(self) -> None:
+        for name in _ONLY_GRPO:
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)} is of TRL's policy loss, which policy_term {self.policy_term} "
+                    f"leaves out: set it to {default}, or policy_term: grpo"
+                )

@@ -2,10 +2,10 @@
 
     pi*(y | x)  ~  pi_ref(y | x) exp(w m(y))      for y in the group: its mass under pi_ref is shared out anew
     pi*(y | x)  =  pi_ref(y | x)                  elsewhere
-    loss        =  KL(pi* || pi)
+    loss        =  the part of KL(pi* || pi) that lies along the group's prefixes
 
 The first line is the optimum of ``max E[m] - KL(pi || pi_ref) / w`` (REPS, AWR, MPO) restricted to the group. The
-forward KL is taken token by token along the group's prefixes, exactly: at a prefix, the target of the next token is
+forward KL is taken token by token along the group's prefixes: at a prefix, the target of the next token is
 pi_ref's joint probability plus what the group's rollouts gain or lose behind it. Prefixes outside the group, where
 the target is pi_ref itself, are left out. Ours, not in GenRec; measured beside its equation 8 in the README.
 
@@ -52,7 +52,7 @@ def listwise_kl(
     *,
     weight: float,
 ) -> Float[Tensor, " P"]:
-    """Return each prompt's KL(pi* || pi) in nats; at most the group's mass of it comes from the rewards.
+    """Return each prompt's KL(pi* || pi) in nats, as far as it lies along the group's prefixes.
 
     Args:
         policy: log-softmaxes along the rollouts, with gradient.

@@ -27,7 +27,7 @@ def training_row(prompts: PromptEncoder, context: Context, items: Int[np.ndarray
 def draw_kept(n: int, *, dropout: float) -> Bool[np.ndarray, " n"]:
     """Draw which of n history items a prompt keeps, each with probability 1 - dropout.
 
-    From torch's generator, which trainers seed, restore when they resume, and give each data loader's process anew.
+    From torch's generator, which trainers seed, and give each data loader's process anew.
     """
     return (torch.rand(n) >= dropout).numpy()
 

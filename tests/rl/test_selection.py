@@ -51,17 +51,23 @@ def test_unless_asked_for_the_trained_policy_is_kept_and_the_start_recommended(p
     assert verdict.endswith("RL did not help, so serve the start (runs/sft)")
 
 
-@pytest.mark.parametrize(
-    ("step", "reranked", "stops"), [(0, 0.3, False), (0, 0.2, True), (0, 0.1, True), (5, 0.1, False)]
-)
-def test_a_reward_that_orders_beams_no_better_stops_the_run_at_step_0(step, reranked, stops):
-    measured = {"eval_ndcg@10": 0.2, "eval_reranked_ndcg@10": reranked}
-    asked = {"args": None, "state": SimpleNamespace(global_step=step), "control": None, "metrics": measured}
-    if not stops:
-        RewardCheck().on_evaluate(**asked)
-        return
-    with pytest.raises(RewardError, match=f"NDCG@10 {reranked:.4f}, the start's order has 0.2000"):
-        RewardCheck().on_evaluate(**asked)
+def evaluate(*, step=0, reranked, error=0.01):
+    measured = {"eval_ndcg@10": 0.2, "eval_reranked_ndcg@10": reranked, "eval_reranked_gain_error": error}
+    RewardCheck().on_evaluate(args=None, state=SimpleNamespace(global_step=step), control=None, metrics=measured)
+
+
+@pytest.mark.parametrize(("reranked", "error"), [(0.17, 0.01), (0.2, 0.0)], ids=["worse", "a constant reward"])
+def test_a_reward_that_orders_beams_worse_stops_the_run_at_step_0(reranked, error):
+    with pytest.raises(RewardError, match=f"from NDCG@10 0.2000 to {reranked:.4f}"):
+        evaluate(reranked=reranked, error=error)
+    evaluate(step=5, reranked=reranked, error=error)
+
+
+def test_a_reward_within_the_noise_is_warned_of_and_a_better_one_is_not(recwarn):
+    evaluate(reranked=0.25)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="not shown to know more"):
+        evaluate(reranked=0.19)
 
 
 def test_a_run_without_a_reward_model_in_its_validation_goes_on():

@@ -211,9 +211,12 @@ def test_listwise_kl_moves_the_policy_towards_the_target_and_not_the_start(catal
         ({"policy_term": "none", "nll_coef": 0.0}, "nothing is learnt"),
         ({"rollouts_from": "start"}, "set policy_term listwise_kl"),
         ({"margin_weight": -1.0}, "margin_weight is -1.0"),
-        ({"policy_term": "listwise_kl", "beta": 0.1}, "has its leash in its target"),
+        ({"policy_term": "listwise_kl", "beta": 0.1}, "beta 0.1 is of TRL's policy loss"),
+        ({"policy_term": "none", "num_iterations": 3}, "num_iterations 3 is of TRL's policy loss"),
+        ({"policy_term": "listwise_kl", "loss_type": "dapo"}, "loss_type dapo is of TRL's policy loss"),
+        ({"policy_term": "listwise_kl", "margin_weight": 0.0, "nll_coef": 0.0}, "teaches the start to itself"),
     ],
-    ids=["term", "nothing", "start", "weight", "leash"],
+    ids=["term", "nothing", "start", "weight", "leash", "updates", "loss", "itself"],
 )
 def test_policy_terms_that_cannot_be_are_refused(tmp_path, settings, message):
     with pytest.raises(ConfigError, match=message):

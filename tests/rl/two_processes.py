@@ -12,7 +12,7 @@ from tests.fixtures import make_catalog, make_example, make_policy
 from tests.rl.test_trainer import G, make_trainer
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, policy_term: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     catalog = make_catalog()
     # pages of 0, 1, 2 and 10 positives: ranks see different numbers, and the longest page must be sampled
@@ -20,7 +20,10 @@ def main(folder: Path) -> None:
     examples = [make_example([i, 11 - i], page, exposed=[i]) for i, page in enumerate(positives)]
     policy = make_policy(catalog)
     gate = SidPrefixGate(catalog, reference="history")
-    trainer = make_trainer(policy, catalog, examples, folder, gate=gate, per_device_train_batch_size=8 * G // world)
+    trainer = make_trainer(
+        policy, catalog, examples, folder, gate=gate, per_device_train_batch_size=8 * G // world,
+        constrained_rollouts=True, policy_term=policy_term,
+    )  # fmt: skip
     assert trainer.is_fused, trainer.why_not_fused
     trainer.train()
     row = next(row for row in trainer.state.log_history if "reward/raw" in row)
@@ -36,4 +39,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
