@@ -78,6 +78,20 @@ def check_made_from(folder: str | Path, made_from: Mapping[str, str | Path], *, 
             )
 
 
+def check_unseen_valid(folder: str | Path) -> None:
+    """Refuse a policy that learnt the validation pages, where something is to be chosen or judged by them.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    has_record = (Path(folder) / STAGE_FILE).is_file()
+    if has_record and _read_record(Path(folder)).get("settings", {}).get("learn_valid"):
+        raise ConfigError(
+            f"{folder} learnt the validation pages (learn_valid), so they can choose and judge nothing of it: use a "
+            "policy without it, or evaluate it with --split test alone"
+        )
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / STAGE_FILE).read_text())

@@ -25,7 +25,16 @@ from genrec_rl.evaluation.predictions import PredictionsWriter
 from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
 from genrec_rl.rewards.components import load_reward_model, read_block
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import PROJECT, Tracker, check_made_from, console, finish_stage, require_stage, run_recipe
+from genrec_rl.tracking import (
+    PROJECT,
+    Tracker,
+    check_made_from,
+    check_unseen_valid,
+    console,
+    finish_stage,
+    require_stage,
+    run_recipe,
+)
 
 
 @dataclass
@@ -108,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
     made_from = {"data": settings.data_dir, "sids": settings.sid_dir}
     for folder in policies.values():
         check_made_from(folder, made_from, command="accelerate launch recipes/sft.py")
+        if settings.split == "valid":
+            check_unseen_valid(folder)
     if settings.rerank is not None and block is None:
         raise ConfigError("rerank needs a reward_model to re-rank by; name one, or leave both out")
     scorers = {}

@@ -15,7 +15,16 @@ from typing import Literal
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
-from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
+from genrec_rl.tracking import (
+    PROJECT,
+    Tracker,
+    check_unseen_valid,
+    console,
+    finish_stage,
+    is_main_process,
+    require_stage,
+    run_recipe,
+)
 
 
 @dataclass
@@ -68,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     reward_model = load_reward_model(settings.reward_model, catalog=catalog, trusted_packages=trusted)
     policy_dir = require_stage(settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py",
                                made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
+    check_unseen_valid(policy_dir)
     policy = load_policy(policy_dir, catalog=catalog)
     max_history = policy.prompts.grammar.max_history
     gate = load_gate(

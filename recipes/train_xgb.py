@@ -23,7 +23,7 @@ from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.rewards.gates import EmbeddingGate, SidPrefixGate, gate_report
 from genrec_rl.sft.targets import Requests, training_requests
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, require_stage, run_recipe
+from genrec_rl.tracking import PROJECT, Tracker, check_unseen_valid, console, finish_stage, require_stage, run_recipe
 from genrec_rl.types import Example
 from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates, label_proposals
 from reward_models.report import judge, write_report
@@ -120,6 +120,7 @@ def label(
 
     policy_dir = require_stage(settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py",
                                made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
+    check_unseen_valid(policy_dir)
     recommender = load_recommender(policy_dir, catalog=catalog, options=BeamOptions(batch_size=128))
     labelled = []
     for part in parts:

@@ -1,16 +1,18 @@
 """The six stages, one after the other, on a synthetic market: what `make demo` does, in a minute."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
 import reward_models.sim
 from genrec_rl.errors import ConfigError, GenRecError
-from recipes import build_sids, evaluate, grpo_sr, prepare, sft, train_reward
+from recipes import build_sids, evaluate, grpo_sr, prepare, sft, train_reward, train_xgb
 
 SIM = "reward_models.sim.SIM"
 SMALL_POLICY = ["--hidden_size", "32", "--num_layers", "1", "--num_heads", "2", "--intermediate_size", "32"]
@@ -32,7 +34,7 @@ def runs(tmp_path_factory):
         sft.main([*data, *sids, *SMALL_POLICY, "--output_dir", str(root / "sft")])
         train_reward.main([*data, *sids, "--epochs", "1", "--output_dir", str(root / "reward")])
         patch.setenv("WANDB_MODE", "offline")
-        grpo_sr.main(rl_words(root, "--output_dir", str(root / "grpo_sr")))
+        grpo_sr.main(rl_words(root, "--output_dir", str(root / "grpo_sr"), "--check_reward", "false"))
         patch.setenv("WANDB_MODE", "disabled")
         policies = [f"{name}={root / name}" for name in ("sft", "grpo_sr")]
         reward = ["--reward_dir", str(root / "reward")]
@@ -126,6 +128,42 @@ def test_catalogue_of_other_data_is_refused(runs, tmp_path):
     words = ["--data_dir", str(runs / "data"), *sids, "--policies", f"sft={runs / 'sft'}"]
     with pytest.raises(ConfigError, match="made from other sids"):
         evaluate.main([*words, "--output_dir", str(tmp_path / "eval")])
+
+
+@pytest.mark.slow
+def test_reward_that_orders_nothing_stops_the_run_at_step_0(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reward_models.sim.SIM, "score", lambda self, contexts, rows: np.full(rows.shape, 0.5))
+    with pytest.raises(GenRecError, match=r"re-ranks the start's validation beams.*check_reward: false"):
+        grpo_sr.main(rl_words(runs, "--output_dir", str(tmp_path / "out"), "--eval_on_start", "true"))
+    assert not (tmp_path / "out" / "stage.json").exists()
+
+
+def test_check_of_the_reward_needs_an_evaluation_at_step_0(tmp_path):
+    with pytest.raises(ConfigError, match="set eval_on_start: true"):
+        grpo_sr.main(["--eval_on_start", "false", "--output_dir", str(tmp_path / "out")])
+
+
+@pytest.mark.slow
+def test_a_policy_that_learnt_validation_pages_is_judged_by_test_alone(runs, tmp_path):
+    shutil.copytree(runs / "sft", tmp_path / "sft")
+    record = json.loads((tmp_path / "sft" / "stage.json").read_text())
+    record["settings"]["learn_valid"] = True
+    (tmp_path / "sft" / "stage.json").write_text(json.dumps(record))
+    stages = [
+        "--data_dir",
+        str(runs / "data"),
+        "--sid_dir",
+        str(runs / "sids"),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    for main, words in (
+        (evaluate.main, ["--policies", f"sft={tmp_path / 'sft'}", "--split", "valid", "--reward_model", "none"]),
+        (grpo_sr.main, [*rl_words(runs)[6:], "--policy_dir", str(tmp_path / "sft")]),
+        (train_xgb.main, ["--policy_dir", str(tmp_path / "sft"), "--max_requests", "20"]),
+    ):
+        with pytest.raises(ConfigError, match="learnt the validation pages"):
+            main([*stages, *words])
 
 
 @pytest.mark.slow
