@@ -11,6 +11,7 @@ Watch   train/reward/raw should rise, train/rollout/hallucination_rate fall, and
 
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from genrec_rl.config import parse_recipe
@@ -47,7 +48,7 @@ class Settings:
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, *, recipe_file: str = __file__) -> None:
     from genrec_rl.data.store import load_dataset
     from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
@@ -63,11 +64,11 @@ def main(argv: list[str] | None = None) -> None:
     from genrec_rl.sft.targets import training_requests
     from genrec_rl.sids.catalog import Catalog
 
-    settings, args = parse_recipe([Settings, GRPOSRConfig], __file__, argv)
+    settings, args = parse_recipe([Settings, GRPOSRConfig], recipe_file, argv)
     checks_reward = args.check_reward and args.policy_term != "none"
     if checks_reward and not args.eval_on_start:
         raise ConfigError("check_reward looks at the evaluation of step 0: set eval_on_start: true, or it to false")
-    started = time.time()
+    name, started = Path(recipe_file).stem, time.time()
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
                             made_from={"data": settings.data_dir})  # fmt: skip
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     train = training_requests(dataset, settings.requests, max_history=None)  # policy and reward cut for themselves
     valid = dataset.examples("valid", max_history=None)
     with Tracker(
-        args.output_dir, job_type="grpo_sr", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
+        args.output_dir, job_type=name, config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
         project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
     ) as tracker:  # fmt: skip
         trainer = GRPOSRTrainer(
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     if is_main_process():
         policy.save_pretrained(args.output_dir)
         inputs = {"data": settings.data_dir, "sids": settings.sid_dir, "policy": settings.policy_dir}
-        finish_stage(args.output_dir, stage="grpo_sr", settings=asdict(settings) | args.to_dict(), inputs=inputs,
+        finish_stage(args.output_dir, stage=name, settings=asdict(settings) | args.to_dict(), inputs=inputs,
                      seconds=time.time() - started)  # fmt: skip
         console.print(f"policy in {args.output_dir}; {verdict}")
 

@@ -7,8 +7,11 @@ from typing import Literal
 from trl import GRPOConfig
 
 from genrec_rl.errors import ConfigError
+from genrec_rl.rl.preference_settings import PREFERENCE_TERMS, PreferenceSettings, check_preferences
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
 
+_POLICY_TERMS = ("grpo", "listwise_kl", "none", *PREFERENCE_TERMS)
+_OWN_NAMES = {"beta": " (of preferences: preference_beta)", "delta": " (of rspo: reference_delta)"}
 _ONLY_GRPO = (
     *("beta", "num_iterations", "epsilon", "epsilon_high", "delta", "scale_rewards", "loss_type", "entropy_coef"),
     *("importance_sampling_level", "top_entropy_quantile"),
@@ -16,16 +19,17 @@ _ONLY_GRPO = (
 
 
 @dataclass
-class GRPOSRConfig(DeviceDefaults, GRPOConfig):
+class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     """``trl.GRPOConfig`` plus GenRec's choices. ``per_device_train_batch_size`` counts rollouts, as in TRL.
 
     With ``anchor_positives: false`` and ``nll_coef: 0`` this is the paper's plain GRPO.
     """
 
-    policy_term: Literal["grpo", "listwise_kl", "none"] = field(
+    policy_term: Literal["grpo", "listwise_kl", "none", "rspo", "dpo", "s_dpo"] = field(
         default="grpo",
         metadata={
-            "help": "grpo: eq. 8; listwise_kl: fit the group's KL-regularised optimum; none: NLL alone, a control"
+            "help": "grpo: eq. 8; listwise_kl: fit the group's KL-regularised optimum; none: NLL alone, a control; "
+            "rspo, dpo, s_dpo: preferences among the rollouts"
         },
     )
     margin_weight: float = field(
@@ -38,7 +42,7 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
     )
     rollouts_from: Literal["policy", "start"] = field(
         default="policy",
-        metadata={"help": "whose rollouts: the policy's own, or (listwise_kl) the start's throughout"},
+        metadata={"help": "whose rollouts: the policy's own, or (listwise_kl, preferences) the start's throughout"},
     )
     nll_coef: float = field(default=0.1, metadata={"help": "alpha of eq. 8; 0 leaves the NLL term out"})
     nll_reduction: Literal["sum", "mean"] = field(
@@ -75,22 +79,23 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
         check_devices(self)
         if not 0 <= self.nll_coef < math.inf:
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
-        if self.policy_term not in ("grpo", "listwise_kl", "none"):
-            raise ConfigError(f"policy_term '{self.policy_term}' is not one of grpo, listwise_kl, none")
+        if self.policy_term not in _POLICY_TERMS:
+            raise ConfigError(f"policy_term '{self.policy_term}' is not one of {', '.join(_POLICY_TERMS)}")
         if self.policy_term == "none" and self.nll_coef == 0:
             raise ConfigError(
                 "policy_term none leaves the NLL term alone, and nll_coef is 0: nothing is learnt; raise it"
             )
         if self.rollouts_from not in ("policy", "start"):
             raise ConfigError(f"rollouts_from '{self.rollouts_from}' is not one of policy, start")
-        if self.rollouts_from == "start" and self.policy_term != "listwise_kl":
+        if self.rollouts_from == "start" and self.policy_term not in ("listwise_kl", *PREFERENCE_TERMS):
             raise ConfigError(
-                "rollouts_from start: eq. 8 weighs the policy's own rollouts; set policy_term listwise_kl"
+                "rollouts_from start: eq. 8 weighs the policy's own rollouts; set policy_term listwise_kl or rspo"
             )
         if not 0 <= self.margin_weight < math.inf:
             raise ConfigError(f"margin_weight is {self.margin_weight}; it must be 0 or a positive number")
         if self.policy_term != "grpo":
             self._refuse_what_only_grpo_reads()
+        check_preferences(self)
         if self.policy_term == "listwise_kl" and not (self.margin_weight or self.nll_coef):
             raise ConfigError("margin_weight and nll_coef are 0: listwise_kl teaches the start to itself; raise one")
         if self.nll_reduction not in ("sum", "mean"):
@@ -118,5 +123,5 @@ class GRPOSRConfig(DeviceDefaults, GRPOConfig):
             if getattr(self, name) != default:
                 raise ConfigError(
                     f"{name} {getattr(self, name)} is of TRL's policy loss, which policy_term {self.policy_term} "
-                    f"leaves out: set it to {default}, or policy_term: grpo"
+                    f"leaves out: set it to {default}, or policy_term: grpo{_OWN_NAMES.get(name, '')}"
                 )

@@ -1,7 +1,7 @@
 """GRPO-SR (GenRec, eq. 6 to 8) on ``trl.GRPOTrainer``: beam rollouts, anchored rewards, and an NLL term on D+.
 
 With ``policy_term: listwise_kl`` the same rewards of the same rollouts make a target to be fitted (``rl.listwise``)
-in place of eq. 8's policy term.
+in place of eq. 8's policy term; with ``rspo``, ``dpo`` or ``s_dpo`` they are preferences (``rl.preference``).
 
 TRL keeps its own loop, losses, KL and logging. What is overridden here moves tensors to the pure functions of
 ``rewards.calibration``, ``rl.losses`` and ``models.prefix_tree``. One buffered row is one whole rollout group, so
@@ -44,8 +44,11 @@ from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import fuses
 from genrec_rl.rl.listwise import listwise_kl, reward_margins
 from genrec_rl.rl.losses import positive_nll
+from genrec_rl.rl.preference import pair_statistics, preference_metrics
+from genrec_rl.rl.preference_settings import PREFERENCE_TERMS
 from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
+from genrec_rl.rl.unified import candidate_list, unified_weights
 from genrec_rl.sft.siblings import Siblings
 from genrec_rl.types import CalibratedRewards, Example, Rollouts
 
@@ -88,13 +91,14 @@ class GRPOSRTrainer(GRPOTrainer):
             )
         self._siblings = Siblings(scorer.catalog, policy.vocab) if softmax == "children" else None
         self._reference: Any = None
-        if args.policy_term == "listwise_kl":
+        if args.policy_term in ("listwise_kl", *PREFERENCE_TERMS):
             self._reference = copy.deepcopy(policy.model).eval().requires_grad_(requires_grad=False)
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
         self._trunk: Trunk | None = None
         self._positive_log_probs: Tensor | None = None
+        self._positive_weights: Tensor | None = None
         args.max_completion_length = policy.vocab.n_levels
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*")
@@ -191,7 +195,7 @@ class GRPOSRTrainer(GRPOTrainer):
         if self._reference is not None:
             assert self._newest is not None
             first = self.accelerator.process_index * len(tokens)  # rewards are those of all processes
-            extra["margins"] = reward_margins(self._newest[2].calibrated_PG[first : first + len(tokens)])
+            extra["values"] = self._newest[2].calibrated_PG[first : first + len(tokens)]
         return output | {name: x.to(self.accelerator.device) for name, x in extra.items()}
 
     @override
@@ -205,6 +209,7 @@ class GRPOSRTrainer(GRPOTrainer):
         tokens, is_positive = rows.pop("positive_ids"), rows.pop("is_positive")
         self._positives = (tokens, is_positive) if self.args.nll_coef > 0 else None
         terms = {"grpo": self._grpo, "listwise_kl": self._listwise_kl, "none": self._nll_alone}
+        terms |= dict.fromkeys(PREFERENCE_TERMS, self._preference)
         loss = terms[self.args.policy_term](model, rows)
         self._positives = self._trunk = None
         if self.args.nll_coef == 0:
@@ -213,6 +218,10 @@ class GRPOSRTrainer(GRPOTrainer):
         assert positive_log_probs is not None
         nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction)
         self._metrics["train"]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        if self._positive_weights is not None:
+            weights, self._positive_weights = self._positive_weights, None
+            nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction, weights_PM=weights)
+            self._metrics["train"]["unified/nll"].append(self.accelerator.gather(nll.detach()).mean().item())
         return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
 
     def _grpo(self, model: Any, rows: dict[str, Any]) -> Tensor:
@@ -230,16 +239,44 @@ class GRPOSRTrainer(GRPOTrainer):
         rollouts, prompt = rows["completion_ids"], (rows["prompt_ids"], rows["prompt_mask"].bool())
         size = rollouts.shape[1]
         branches = rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
-        with torch.no_grad(), self.accelerator.autocast():
-            reference = branch_logits(self._reference, *prompt, rollouts)
-        reference = reference.log_probs(allowed_BGCV=self._allowed(rollouts))
+        reference = self._start(prompt, rollouts)
         policy = self._log_probs(model, *prompt, branches)
         self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
         of_rollouts = BranchLogits(policy.first_BV, policy.later_BGWV[:, :size])
         weight = self.args.margin_weight
-        kl = listwise_kl(of_rollouts, reference, rollouts, rows["margins"], weight=weight).mean()
+        kl = listwise_kl(of_rollouts, reference, rollouts, reward_margins(rows["values"]), weight=weight).mean()
         self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
         return kl / self.current_gradient_accumulation_steps
+
+    def _preference(self, model: Any, rows: dict[str, Any]) -> Tensor:
+        """Return the loss of preferences among rollouts (``rl.preference``), weighed if ``unified``."""
+        rollouts, values = rows["completion_ids"], rows["values"]
+        prompt, size = (rows["prompt_ids"], rows["prompt_mask"].bool()), rollouts.shape[1]
+        branches = rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
+        scored = score_branches(self._log_probs(model, *prompt, branches), branches).log_probs_BGC
+        self._positive_log_probs = scored[:, size:]
+        candidates, scale, options = rollouts, None, {}
+        if self.args.unified:
+            assert self._positives is not None
+            listed = candidate_list(rollouts, values, *self._positives)
+            scale, imitation = unified_weights(scored.sum(-1), listed, z_max=self.args.z_max)
+            self._positive_weights = imitation[:, size:]
+            candidates, values, options = branches, listed.values_PN, {"is_candidate_PG": listed.is_candidate_PN}
+        start = score_branches(self._start(prompt, candidates), candidates).log_probs_BGC.sum(-1)
+        log_probs = scored[:, : start.shape[1]].sum(-1)
+        found = self.args.preference_loss()(log_probs, start, values, **options)
+        loss = found.mean(scale)
+        self._metrics["train"][self.args.policy_term].append(self.accelerator.gather(loss.detach()).mean().item())
+        statistics = self.accelerator.gather(pair_statistics(found, log_probs.detach()))
+        for name, value in preference_metrics(statistics).items():
+            self._metrics["train"][name].append(value)
+        return loss / self.current_gradient_accumulation_steps
+
+    def _start(self, prompt: tuple[Tensor, Tensor], branches: Tensor) -> BranchLogits:
+        """Read branches under the policy that RL started from."""
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = branch_logits(self._reference, *prompt, branches)
+        return logits.log_probs(allowed_BGCV=self._allowed(branches))
 
     def _nll_alone(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Score the positives alone: supervised training on the same pages, steps and schedule, as a control."""

@@ -18,7 +18,7 @@ def launch(processes: int, folder, policy_term: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy_term", ["grpo", "listwise_kl"])
+@pytest.mark.parametrize("policy_term", ["grpo", "listwise_kl", "rspo"])
 def test_two_processes_give_the_rewards_and_the_update_of_one(tmp_path, policy_term):
     one, two = (launch(n, tmp_path, policy_term) for n in (1, 2))
     assert one["logs"]["reward/raw"] > 0
