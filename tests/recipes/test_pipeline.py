@@ -12,7 +12,7 @@ import pytest
 
 import reward_models.sim
 from genrec_rl.errors import ConfigError, GenRecError
-from recipes import build_sids, evaluate, grpo_sr, prepare, sft, train_reward, train_xgb
+from recipes import build_sids, evaluate, grpo_sr, prepare, rspo, sft, train_reward, train_xgb
 
 SIM = "reward_models.sim.SIM"
 SMALL_POLICY = ["--hidden_size", "32", "--num_layers", "1", "--num_heads", "2", "--intermediate_size", "32"]
@@ -94,6 +94,19 @@ def test_offline_wandb_run_reads_back_with_the_same_numbers(runs):
 @pytest.mark.slow
 def test_aligned_policy_loads_and_belongs_to_the_catalogue(runs):
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in (runs / "grpo_sr").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("variant", "term"), [("dpo", "dpo"), ("s_dpo", "s_dpo"), ("rspo_unified", "rspo")])
+def test_preference_recipe_and_its_variants_leave_a_stage_of_their_own(runs, tmp_path, variant, term):
+    config = Path(rspo.__file__).parent / "variants" / f"{variant}.yaml"
+    folder = tmp_path / "out"
+    words = ["--config", str(config), "--output_dir", str(folder), "--check_reward", "false"]
+    rspo.main(rl_words(runs, *words, "--constrained_rollouts", "true"))
+    record = json.loads((folder / "stage.json").read_text())
+    assert (record["stage"], record["settings"]["policy_term"]) == ("rspo", term)
+    logged = {name for line in (folder / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert {f"train/{term}", "train/preference/tied_group_share", "train/nll", "eval/ndcg@10"} <= logged
 
 
 @pytest.mark.slow

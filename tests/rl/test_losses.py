@@ -21,6 +21,13 @@ def test_prompt_without_positives_counts_as_zero():
     assert positive_nll(LOG_PROBS, is_positive).item() == pytest.approx(5 / 2)
 
 
+def test_weights_multiply_each_positive_and_the_divisor_stays_their_number():
+    is_positive, weights = torch.tensor([[True, True], [True, False]]), torch.tensor([[2.0, 0.5], [3.0, 9.0]])
+    nll = -LOG_PROBS.sum(-1)
+    expected = ((2 * nll[0, 0] + 0.5 * nll[0, 1]) / 2 + 3 * nll[1, 0]) / 2
+    assert positive_nll(LOG_PROBS, is_positive, weights_PM=weights).item() == pytest.approx(expected.item())
+
+
 def test_padding_gets_no_gradient():
     log_probs = LOG_PROBS.clone().requires_grad_()
     positive_nll(log_probs, torch.tensor([[True, True], [True, False]])).backward()
