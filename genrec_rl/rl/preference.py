@@ -99,7 +99,6 @@ def softmax_preference(
     margins_PGG = beta * (policy_PGG - torch.where(keeps_reference_PG[..., None], start_PGG, 0.0))
     is_winner_PG = (weights_PGG > 0).any(-1)
     logits_PGG = (weights_PGG.log() + margins_PGG).masked_fill(weights_PGG <= 0, -torch.inf)
-    logits_PGG = logits_PGG.masked_fill(~is_winner_PG[..., None], 0.0)  # (all -inf has no gradient but NaN)
     return torch.where(is_winner_PG, F.softplus(logits_PGG.logsumexp(-1)), 0.0)
 
 

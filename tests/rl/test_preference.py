@@ -306,12 +306,12 @@ def test_scale_weighs_winners_and_the_divisor_stays_their_number():
 
 def test_padding_a_list_changes_nothing():
     log_probs, reference = drawn(4)
-    values = doubles([0.5, 0.9, 0.1, 0.3])
+    values = doubles([0.5, 0.9, 0.0, 0.3])
     for rank_by in ("reward", "model"):
         options = OPEN | {"rank_by": rank_by}
         short = rspo(log_probs, reference, values, **options).loss_PG
         longer = [torch.cat([part, doubles([fill, fill])], dim=1) for part, fill in
-                  zip((log_probs, reference, values), (-1.0, -9.0, 0.0), strict=True)]  # fmt: skip
+                  zip((log_probs, reference, values), (log_probs.mean(), -9.0, 0.0), strict=True)]  # fmt: skip
         is_candidate = torch.tensor([[True] * 4 + [False] * 2])
         found = rspo(*longer, **options, is_candidate_PG=is_candidate)
         assert found.loss_PG[0].tolist() == pytest.approx([*short[0].tolist(), 0, 0])
