@@ -48,7 +48,7 @@ def test_weight_zero_and_the_reference_itself_have_no_loss():
     reference = along(tables(0), ALL)
     margins = torch.randn(1, 8, generator=torch.Generator().manual_seed(2)).double()
     assert listwise_kl(reference, reference, ALL, margins, weight=0.0).item() == pytest.approx(0, abs=1e-12)
-    assert listwise_kl(reference, reference, ALL, margins, weight=1.0).item() > 0.005
+    assert listwise_kl(reference, reference, ALL, margins, weight=1.0).item() > 0.001
 
 
 @pytest.mark.parametrize("order", [range(8), [5, 2, 7, 0, 1, 6, 3, 4]])
