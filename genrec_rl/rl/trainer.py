@@ -39,10 +39,10 @@ from genrec_rl.models.prefix_tree import (
     score_branches,
 )
 from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
-from genrec_rl.rewards.calibration import calibrate_rewards
+from genrec_rl.rewards.calibration import calibrate_rewards, log_odds
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import fuses
-from genrec_rl.rl.listwise import listwise_kl, reward_margins
+from genrec_rl.rl.listwise import listwise_kl
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
@@ -63,6 +63,8 @@ class GRPOSRTrainer(GRPOTrainer):
         examples: training pages.
         scorer: reward model, gate and catalogue.
         validation: what evaluation measures; the best checkpoint is chosen by it.
+        continue_page: prompts read the items of the request's own day as the beginning of the answer, as
+            ``validation``'s recommender should too.
         **kwargs: passed to ``trl.GRPOTrainer`` (``callbacks``, ``peft_config``, ``optimizers``).
     """
 
@@ -78,6 +80,7 @@ class GRPOSRTrainer(GRPOTrainer):
         examples: Sequence[Example],
         scorer: RolloutScorer,
         validation: Validation | None = None,
+        continue_page: bool = False,
         **kwargs: Any,
     ) -> None:
         softmax = policy.model.config.softmax
@@ -96,14 +99,15 @@ class GRPOSRTrainer(GRPOTrainer):
         self._trunk: Trunk | None = None
         self._positive_log_probs: Tensor | None = None
         args.max_completion_length = policy.vocab.n_levels
+        write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*")
             super().__init__(
                 model=policy.model,
                 reward_funcs=_scored_by_trainer,
                 args=args,
-                train_dataset=build_prompts(examples, policy.prompts),
-                eval_dataset=build_prompts(validation.examples, policy.prompts) if validation else None,
+                train_dataset=build_prompts(examples, write),
+                eval_dataset=build_prompts(validation.examples, write) if validation else None,
                 processing_class=policy.tokenizer,
                 rollout_func=_roll_out,
                 **kwargs,
@@ -191,7 +195,7 @@ class GRPOSRTrainer(GRPOTrainer):
         if self._reference is not None:
             assert self._newest is not None
             first = self.accelerator.process_index * len(tokens)  # rewards are those of all processes
-            extra["margins"] = reward_margins(self._newest[2].calibrated_PG[first : first + len(tokens)])
+            extra["margins"] = log_odds(self._newest[2].calibrated_PG[first : first + len(tokens)])
         return output | {name: x.to(self.accelerator.device) for name, x in extra.items()}
 
     @override
