@@ -24,7 +24,7 @@ def load_reward_model(block: Block, *, catalog: Catalog, trusted_packages: Seque
         expected=RewardModel,
         key="reward_model",
         factory="from_pretrained",
-        provided={"catalog": catalog},
+        provided={"catalog": catalog, "trusted_packages": trusted_packages},
         trusted_packages=trusted_packages,
     )
 
