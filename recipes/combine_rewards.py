@@ -2,12 +2,13 @@
 
     python recipes/combine_rewards.py --members runs/demo/reward runs/demo/xgb --output_dir runs/demo/ensemble
 
-Reads   the pages of ``prepare.py`` (validation pages; test pages stay closed), the catalogue, the members' folders, and
-        with ``policy_dir`` a policy, inside whose proposals the ensemble is judged.
+Reads   the pages of ``prepare.py`` (validation pages; test pages stay closed), the catalogue, the members, and with
+        ``policy_dir`` a policy, inside whose proposals the ensemble is judged.
 Writes  the ensemble with a copy of its members (config.json, member_0/, ..., manifest.json), reward.json,
         reliability.png, metrics.jsonl, stage.json.
-Watch   GAUC of ``proposed`` against the members' own reports. The score is lowered where members disagree, so COPC lies
-        above 1 by design. Train members with the same ``seed`` of users where their reports are to be compared.
+Watch   GAUC of ``proposed`` against the members' own reports. The score is lowered where members disagree, so COPC
+        lies above 1 by design. A member that was trained with another ``seed`` chose its epoch and calibration by
+        some of the users that it is judged by here.
 """
 
 import json
@@ -101,14 +102,16 @@ def own_class(folder: Path) -> str:
     """Return the class path of one of our reward models."""
     file = folder / "config.json"
     try:
-        name = json.loads(file.read_text()).get("model")
+        values = json.loads(file.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(
             f"member {folder}: no reward model there ({error}); train one, or name its folder"
         ) from None
+    name = values.get("model") if isinstance(values, dict) else None
     if name not in _CLASSES:
         raise ConfigError(
-            f"member {folder}: {file.name} names model {name!r}, none of {', '.join(_CLASSES)}; write class_path={folder}"
+            f"member {folder}: {file.name} names model {name!r}, none of {', '.join(_CLASSES)}; write "
+            f"package.module.Class={folder}"
         )
     return _CLASSES[name]
 

@@ -131,9 +131,8 @@ def label_all(settings: Settings, policy: ProposalSettings, inputs: Inputs) -> l
     rows_PG = np.full((len(train), taught.shape[1]), NO_ITEM)
     rows_PG[asked] = taught
     pages = [[train[i] for i in range(len(train))], tuning, held_out]
-    return [
-        label_proposals(p, rows, catalog=inputs.catalog) for p, rows in zip(pages, [rows_PG, *judged], strict=True)
-    ]
+    pairs = zip(pages, [rows_PG, *judged], strict=True)
+    return [label_proposals(part, rows, catalog=inputs.catalog) for part, rows in pairs]
 
 
 if __name__ == "__main__":

@@ -18,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec_rl.config import parse_recipe
+from genrec_rl.config import parse_recipe, read_block
 from genrec_rl.data.store import Dataset
 from genrec_rl.evaluation.proposals import ProposalSettings, propose
+from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sft.targets import Requests, training_requests
 from genrec_rl.tracking import PROJECT, Tracker, run_recipe
 from genrec_rl.types import Example
@@ -42,6 +43,10 @@ class Settings:
     requests: Requests = field(
         default="page", metadata={"help": "a request is a page, or (leave-one-out) each next item"}
     )
+    scorer: dict | str | None = field(
+        default=None, metadata={"help": "{class_path, init_args: {path}} of a reward model whose score trees see too"}
+    )
+    trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load it from"})
     max_requests: int = field(default=10_000, metadata={"help": "training requests, drawn at random"})
     negatives_per_positive: int = field(default=5, metadata={"help": "drawn items per positive, without a policy"})
     popular_share: float = field(default=0.5, metadata={"help": "share of them drawn by popularity"})
@@ -60,6 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     sampler = NegativeSampler(dataset.popularity, popular_share=settings.popular_share)
     config = asdict(settings) | asdict(training) | asdict(policy)
     output_dir = Path(settings.output_dir)
+    trusted = settings.trusted_packages
+    scorer = None
+    if read_block(settings.scorer, key="scorer") is not None:
+        scorer = load_reward_model(settings.scorer, catalog=catalog, trusted_packages=trusted, key="scorer")
     candidates = label(settings, policy, inputs, sampler, taught, tuning, held_out)
     with Tracker(
         output_dir, job_type="train_xgb", config=config,
@@ -73,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             categories=categories_of(dataset),
             settings=training,
             seed=settings.seed,
+            scorer=scorer,
         )
         model.save_pretrained(output_dir)
         report = judge(

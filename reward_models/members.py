@@ -1,4 +1,4 @@
-"""Reward models inside a reward model: copied into its folder, so that the folder moves as one and is checked whole."""
+"""Reward models inside a reward model: copied into its folder, which so moves as one and is checked whole."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -27,7 +27,7 @@ _REQUESTS_AT_ONCE = 256
 
 @runtime_checkable
 class PredictsProbabilities(Protocol):
-    """A reward model made of probabilities: each is held against its own label, ``click`` (or order) and ``order``."""
+    """A reward model made of probabilities, each held against its own label: ``click`` (or order), ``order``."""
 
     def probabilities(
         self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
@@ -103,7 +103,7 @@ def judge(
 
     Slices: ``exposed`` (shown and left; only where the log has such), ``uniform`` and ``popular`` (drawn evenly, and
     by popularity), ``proposed`` (by a policy: GAUC inside its groups). Calibration and popularity bands are over what
-    the model was calibrated on: the proposals if it learnt from them, else the mixture of exposed and drawn negatives.
+    the model was calibrated on: proposals if it learnt from them, else the mixture of exposed and drawn negatives.
 
     Args:
         model: the reward model.

@@ -42,7 +42,7 @@ class Inputs:
         return cls(dataset, catalog, {"data": data_dir, "sids": sid_dir})
 
     def halves(self, *, max_history: int | None, seed: int) -> tuple[list[Example], list[Example]]:
-        """Divide validation pages by user: those that tune a model, and those that judge it. Test pages stay closed."""
+        """Divide validation pages by user: those that tune a model, those that judge it. Test pages stay closed."""
         return halve_users(self.dataset.examples("valid", max_history=max_history), seed=seed)
 
 

@@ -228,7 +228,8 @@ def gate_report(gate: Gate, examples: Sequence[Example], catalog: Catalog, *, se
         random_pass.append(pass_gate(gate, [example.context], random_rows, None)[0])
         invalid_pass.append(pass_gate(gate, [example.context], np.full_like(rows, NO_ITEM), None)[0])
     passed = [np.concatenate(part) for part in (positives_pass, random_pass, invalid_pass)]
-    return GateReport(gate.tau, *(float(part.mean()) for part in passed), n_positives=len(passed[0]))
+    real, random, invalid = (float(part.mean()) for part in passed)
+    return GateReport(gate.tau, real, random, invalid, n_positives=len(passed[0]))
 
 
 def _pages_to_judge(examples: Sequence[Example]) -> list[Example]:

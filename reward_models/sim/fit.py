@@ -104,8 +104,8 @@ def fit_sim(
         seed: of initialisation, order, dropout and drawn negatives.
         device: where to train.
         on_epoch: called after each epoch, to log it.
-        proposed: a policy's proposals to learn from too. They then choose the epoch and the calibration: they are what
-            RL will ask about.
+        proposed: a policy's proposals to learn from too. They then choose the epoch and the calibration, because RL
+            will ask about such.
 
     Raises:
         DataError: when there is nothing to learn from, or the loss is no longer finite.
@@ -173,7 +173,7 @@ def _check_labels(judged: LabelledCandidates, settings: FitSettings) -> None:
         if is_one.all() or not is_one.any():
             raise DataError(
                 f"SIM: {is_one.sum()} of {len(is_one)} tuning candidates are a{'n' * (name == 'order')} {name}; "
-                "calibration needs some that are and some that are not: take more pages, more beams, or other settings"
+                "calibration needs some that are and some that are not: take more pages or beams, or other settings"
             )
 
 

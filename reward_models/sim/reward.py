@@ -205,8 +205,8 @@ def _reweighed(saved: dict[str, float] | None, path: str | Path, **weights: floa
         return replace(OrderOutput(**saved), **given)
     if given:
         raise ConfigError(
-            f"SIM: {path} does not predict orders, so {' and '.join(given)} weigh nothing; leave them out, or train it "
-            "with `python recipes/train_reward.py --order_weight 1`"
+            f"SIM: {path} does not predict orders, so {' and '.join(given)} weigh nothing; leave them out, or "
+            "train it with `python recipes/train_reward.py --order_weight 1`"
         )
     return None
 
