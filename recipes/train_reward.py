@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     tuning, held_out = inputs.halves(max_history=shape.max_history, seed=settings.seed)
     sampler = NegativeSampler(dataset.popularity, popular_share=training.popular_share)
     search_keys = make_search_keys(settings, dataset, catalog)
-    proposed = label_all(settings, policy, inputs) if policy.policy_dir else None
+    n_asked = 0 if learns == "log" else settings.max_requests
+    proposed = label_all(settings, policy, inputs, n_asked=n_asked) if policy.policy_dir else None
     config = asdict(settings) | asdict(shape) | asdict(training) | asdict(policy) | {"learn_from": learns}
     output_dir = Path(settings.output_dir)
     with Tracker(
@@ -121,10 +122,12 @@ def what_to_learn(settings: Settings, policy: ProposalSettings) -> str:
     return settings.learn_from or "log+proposed"
 
 
-def label_all(settings: Settings, policy: ProposalSettings, inputs: Inputs) -> list[LabelledCandidates]:
-    """Label what the policy proposes for training pages (some of them), tuning and held-out pages."""
+def label_all(
+    settings: Settings, policy: ProposalSettings, inputs: Inputs, *, n_asked: int
+) -> list[LabelledCandidates]:
+    """Label what the policy proposes for training pages (at most ``n_asked``), tuning and held-out pages."""
     train = inputs.dataset.examples("train", max_history=None)  # the policy and SIM cut for themselves
-    asked = np.random.default_rng([settings.seed, 1]).permutation(len(train))[: settings.max_requests]
+    asked = np.random.default_rng([settings.seed, 1]).permutation(len(train))[:n_asked]
     tuning, held_out = inputs.halves(max_history=None, seed=settings.seed)
     parts = [[train[int(i)] for i in asked], tuning, held_out]
     taught, *judged = propose(policy, parts, catalog=inputs.catalog, made_from=inputs.folders)

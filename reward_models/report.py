@@ -141,14 +141,11 @@ def judge(
     is_real_PG = mixture.is_real_PG
     probabilities = {name: found_PG[is_real_PG] for name, found_PG in _probabilities(model, mixture).items()}
     clicks, labels = probabilities["click"], mixture.labels_PG[is_real_PG]
-    order_calibration = None
-    if "order" in probabilities:
-        ordered = mixture.is_ordered_PG[is_real_PG].astype(np.float32)
-        order_calibration = calibration_quality(probabilities["order"], ordered)
+    orders, ordered = probabilities.get("order"), mixture.is_ordered_PG[is_real_PG].astype(np.float32)
     return RewardReport(
         slices=slices,
         calibration=calibration_quality(clicks, labels),
-        order_calibration=order_calibration,
+        order_calibration=None if orders is None else calibration_quality(orders, ordered),
         reliability=_reliability(clicks, labels),
         popularity_bands=by_popularity(clicks, labels, popularity[mixture.rows_PG[is_real_PG]]),
         n_users=len({example.context.user_id for example in examples}),

@@ -112,16 +112,7 @@ def fit_sim(
     """
     if not len(train) or not len(tuning):
         raise DataError(f"SIM: {len(train)} training and {len(tuning)} tuning pages; both must be above 0")
-    judged = (
-        proposed.tuning
-        if proposed
-        else label_candidates(
-            [tuning[i] for i in range(len(tuning))],
-            sampler=sampler,
-            rng=np.random.default_rng([seed, 1]),
-            negatives_per_positive=settings.negatives_per_positive,
-        )
-    )
+    judged = proposed.tuning if proposed else _label_tuning(tuning, sampler=sampler, settings=settings, seed=seed)
     _check_labels(judged, settings)
     source = _Source(train, sampler, settings, proposed)
     tables = ItemTables(
@@ -133,6 +124,24 @@ def fit_sim(
         torch.manual_seed(seed)
         network = SIMNetwork(tables, config, predicts_orders=settings.order_weight > 0).to(device)
         _train(network, source, judged, settings=settings, seed=seed, on_epoch=on_epoch)
+    return _calibrate(network, judged, settings=settings, catalog_fingerprint=catalog.fingerprint)
+
+
+def _label_tuning(
+    tuning: Sequence[Example], *, sampler: NegativeSampler, settings: FitSettings, seed: int
+) -> LabelledCandidates:
+    return label_candidates(
+        [tuning[i] for i in range(len(tuning))],
+        sampler=sampler,
+        rng=np.random.default_rng([seed, 1]),
+        negatives_per_positive=settings.negatives_per_positive,
+    )
+
+
+def _calibrate(
+    network: SIMNetwork, judged: LabelledCandidates, *, settings: FitSettings, catalog_fingerprint: str
+) -> SIM:
+    """Fit each output's calibration on the tuning pages' candidates."""
     is_real_PG = judged.is_real_PG
     logits_nO = predict_all_logits(network, judged.contexts, judged.rows_PG).cpu().numpy()[is_real_PG]
     slope, intercept = fit_platt(logits_nO[:, 0], judged.labels_PG[is_real_PG])
@@ -140,7 +149,7 @@ def fit_sim(
     if network.predicts_orders:
         calibration = fit_platt(logits_nO[:, 1], judged.is_ordered_PG[is_real_PG].astype(np.float32))
         order = OrderOutput(*calibration, click_weight=settings.click_weight, order_weight=settings.order_weight)
-    return SIM(network, catalog_fingerprint=catalog.fingerprint, slope=slope, intercept=intercept, order=order)
+    return SIM(network, catalog_fingerprint=catalog_fingerprint, slope=slope, intercept=intercept, order=order)
 
 
 def sid_search_keys(catalog: Catalog) -> Int[np.ndarray, " n"]:
