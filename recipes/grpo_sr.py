@@ -38,6 +38,9 @@ class Settings:
     requests: Literal["page", "running"] = field(
         default="page", metadata={"help": "a request is a page, or (leave-one-out) each next item"}
     )
+    continue_page: bool = field(
+        default=False, metadata={"help": "the policy reads the request's own day as the beginning of its answer"}
+    )
     reward_model: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args: {path}}"})
     gate: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args}, or none: w/o gate"})
     trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
@@ -97,12 +100,13 @@ def main(argv: list[str] | None = None, *, recipe_file: str = __file__) -> None:
             scorer=RolloutScorer(reward_model, gate, catalog),
             validation=Validation(
                 valid,
-                BeamRecommender(policy, catalog=catalog),
+                BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),
                 beams=settings.eval_beams,
                 measure_hallucination=policy.model.config.softmax == "vocabulary",
                 reward_model=reward_model,
                 rerank_weight=args.margin_weight,
             ),
+            continue_page=settings.continue_page,
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker), *([RewardCheck()] if checks_reward else [])],
         )

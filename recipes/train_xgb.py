@@ -18,16 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
-from genrec_rl.config import parse_recipe
-from genrec_rl.data.store import Dataset, load_dataset
-from genrec_rl.rewards.gates import EmbeddingGate, SidPrefixGate, gate_report
+from genrec_rl.config import parse_recipe, read_block
+from genrec_rl.data.store import Dataset
+from genrec_rl.evaluation.proposals import ProposalSettings, propose
+from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sft.targets import Requests, training_requests
-from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import PROJECT, Tracker, check_unseen_valid, console, finish_stage, require_stage, run_recipe
+from genrec_rl.tracking import PROJECT, Tracker, run_recipe
 from genrec_rl.types import Example
 from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates, label_proposals
-from reward_models.report import judge, write_report
-from reward_models.sim.fit import category_search_keys, halve_users
+from reward_models.report import judge
+from reward_models.sim.fit import category_search_keys
+from reward_models.stage import Inputs, finish
 from reward_models.xgb.features import NO_CATEGORY
 from reward_models.xgb.fit import FitSettings, fit_xgb
 
@@ -38,15 +39,15 @@ class Settings:
 
     data_dir: str = field(default="runs/demo/data", metadata={"help": "prepared data"})
     sid_dir: str = field(default="runs/demo/sids", metadata={"help": "catalogue of semantic ids"})
-    policy_dir: str | None = field(
-        default=None, metadata={"help": "policy whose proposals are learnt; none: exposed and drawn items"}
-    )
     output_dir: str = field(default="runs/demo/xgb", metadata={"help": "folder to write"})
     requests: Requests = field(
         default="page", metadata={"help": "a request is a page, or (leave-one-out) each next item"}
     )
+    scorer: dict | str | None = field(
+        default=None, metadata={"help": "{class_path, init_args: {path}} of a reward model whose score trees see too"}
+    )
+    trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load it from"})
     max_requests: int = field(default=10_000, metadata={"help": "training requests, drawn at random"})
-    beams: int = field(default=50, metadata={"help": "proposals of a request"})
     negatives_per_positive: int = field(default=5, metadata={"help": "drawn items per positive, without a policy"})
     popular_share: float = field(default=0.5, metadata={"help": "share of them drawn by popularity"})
     seed: int = field(default=0, metadata={"help": "of everything random"})
@@ -55,19 +56,20 @@ class Settings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, training = parse_recipe([Settings, FitSettings], __file__, argv)
+    settings, training, policy = parse_recipe([Settings, FitSettings, ProposalSettings], __file__, argv)
     started = time.monotonic()
-    data_dir = require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py")
-    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
-                            made_from={"data": settings.data_dir})  # fmt: skip
-    dataset, catalog = load_dataset(data_dir), Catalog.load(sid_dir)
-    catalog.check_items(dataset.items_fingerprint)
+    inputs = Inputs.read(settings.data_dir, settings.sid_dir)
+    dataset, catalog = inputs.dataset, inputs.catalog
     taught = draw_requests(dataset, settings)
-    tuning, held_out = halve_users(dataset.examples("valid", max_history=None), seed=settings.seed)
+    tuning, held_out = inputs.halves(max_history=None, seed=settings.seed)
     sampler = NegativeSampler(dataset.popularity, popular_share=settings.popular_share)
-    config = asdict(settings) | asdict(training)
+    config = asdict(settings) | asdict(training) | asdict(policy)
     output_dir = Path(settings.output_dir)
-    candidates = label(settings, catalog, sampler, taught, tuning, held_out)
+    trusted = settings.trusted_packages
+    scorer = None
+    if read_block(settings.scorer, key="scorer") is not None:
+        scorer = load_reward_model(settings.scorer, catalog=catalog, trusted_packages=trusted, key="scorer")
+    candidates = label(settings, policy, inputs, sampler, taught, tuning, held_out)
     with Tracker(
         output_dir, job_type="train_xgb", config=config,
         project=settings.wandb_project, group=settings.wandb_group,
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
             categories=categories_of(dataset),
             settings=training,
             seed=settings.seed,
+            scorer=scorer,
         )
         model.save_pretrained(output_dir)
         report = judge(
@@ -89,16 +92,11 @@ def main(argv: list[str] | None = None) -> None:
             popularity=dataset.popularity,
             negatives_per_positive=settings.negatives_per_positive,
             seed=settings.seed,
-            proposed=candidates[2] if settings.policy_dir else None,
+            proposed=candidates[2] if policy.policy_dir else None,
         )
         tracker.log(report.flat() | {f"reward/gain/{name}": share for name, share in model.importance.items()})
-    offered = {"embedding": EmbeddingGate(catalog, examples=tuning), "sid_prefix": SidPrefixGate(catalog)}
-    gates = {name: gate_report(gate, held_out, catalog, seed=settings.seed) for name, gate in offered.items()}
-    seconds = time.monotonic() - started
-    write_report(console, model, report, gates, output_dir, seconds=seconds)
-    inputs = {"data": settings.data_dir, "sids": settings.sid_dir}
-    inputs |= {"policy": settings.policy_dir} if settings.policy_dir else {}
-    finish_stage(output_dir, stage="train_reward", settings=config, inputs=inputs, seconds=seconds)
+    finish(model, report, inputs, tuning=tuning, held_out=held_out, output_dir=output_dir, config=config,
+           further_inputs=policy.inputs, started=started)  # fmt: skip
 
 
 def draw_requests(dataset: Dataset, settings: Settings) -> list[Example]:
@@ -109,24 +107,19 @@ def draw_requests(dataset: Dataset, settings: Settings) -> list[Example]:
 
 
 def label(
-    settings: Settings, catalog: Catalog, sampler: NegativeSampler, *parts: Sequence[Example]
+    settings: Settings,
+    policy: ProposalSettings,
+    inputs: Inputs,
+    sampler: NegativeSampler,
+    *parts: Sequence[Example],
 ) -> list[LabelledCandidates]:
     """Label the candidates of each part: what the policy proposes, or else exposed and drawn items."""
-    rng = np.random.default_rng([settings.seed, 1])
-    if settings.policy_dir is None:
+    if policy.policy_dir is None:
+        rng = np.random.default_rng([settings.seed, 1])
         n_drawn = settings.negatives_per_positive
         return [label_candidates(p, sampler=sampler, rng=rng, negatives_per_positive=n_drawn) for p in parts]
-    from genrec_rl.evaluation.policies import BeamOptions, load_recommender
-
-    policy_dir = require_stage(settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py",
-                               made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
-    check_unseen_valid(policy_dir)
-    recommender = load_recommender(policy_dir, catalog=catalog, options=BeamOptions(batch_size=128))
-    labelled = []
-    for part in parts:
-        proposed = recommender.recommend([example.context for example in part], k=settings.beams, constrained=True)
-        labelled.append(label_proposals(part, proposed.rows_PG.numpy(), catalog=catalog))
-    return labelled
+    found = propose(policy, parts, catalog=inputs.catalog, made_from=inputs.folders)
+    return [label_proposals(part, rows, catalog=inputs.catalog) for part, rows in zip(parts, found, strict=True)]
 
 
 def categories_of(dataset: Dataset) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Pages to labelled candidates: what a pointwise reward model is trained and judged on.
 
-Label 1: ordered or clicked. Label 0: shown and left (exposed), or drawn from the catalogue. The drawn ones are
-needed although they were never shown: where a log has no exposures there are no other negatives, and where it has
-them a model that saw nothing else extrapolates on the items a policy proposes.
+Label 1: ordered or clicked. Label 0: shown and left (exposed), drawn from the catalogue, or proposed by a policy and
+not taken. The drawn ones are needed although they were never shown: where a log has no exposures there are no other
+negatives, and where it has them a model that saw nothing else extrapolates on the items a policy proposes. The
+proposed ones are those items themselves.
 
     P   pages        G   candidates of the longest page (shorter ones are padded)        M   its positives
 """
@@ -32,17 +33,23 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledCandidates:
-    """P pages of candidates with their origin. Padding has row 0 and ``is_real_PG`` False."""
+    """P pages of candidates with their origin, and which were ordered. Padding has row 0 and ``is_real_PG`` False."""
 
     contexts: Sequence[Context]
     rows_PG: Int[np.ndarray, "P G"]
     kinds_PG: Int8[np.ndarray, "P G"]
     is_real_PG: Bool[np.ndarray, "P G"]
+    is_ordered_PG: Bool[np.ndarray, "P G"]
 
     @property
     def labels_PG(self) -> Float[np.ndarray, "P G"]:
         """1 where ordered or clicked, else 0."""
         return (self.kinds_PG == Kind.POSITIVE).astype(np.float32)
+
+    def of_pages(self, places: Int[np.ndarray, " p"]) -> "LabelledCandidates":
+        """Return some pages."""
+        arrays = (self.rows_PG, self.kinds_PG, self.is_real_PG, self.is_ordered_PG)
+        return LabelledCandidates([self.contexts[int(p)] for p in places], *(array[places] for array in arrays))
 
 
 class NegativeSampler:
@@ -98,6 +105,7 @@ def label_candidates(
 ) -> LabelledCandidates:
     """Collect each page's positives, its exposed items, and ``negatives_per_positive`` drawn items per positive."""
     positives = [example.positives for example in examples]
+    n_ordered = [int((example.actions == Action.ORDER).sum()) for example in examples]
     n_drawn = [negatives_per_positive * len(page) for page in positives]
     drawn_PG = sampler.draw(positives, max(n_drawn, default=0), rng=rng)
     rows, kinds = [], []
@@ -112,6 +120,7 @@ def label_candidates(
         pad_rows(rows, fill=0),
         pad_rows(kinds, fill=Kind.DRAWN),
         is_real_PG,
+        pad_rows([np.arange(len(row)) < n for row, n in zip(rows, n_ordered, strict=True)], fill=False),
     )
 
 
@@ -127,12 +136,35 @@ def label_proposals(
     """
     is_real_PG = rows_PG != NO_ITEM
     meant = catalog.rows_of(catalog.codes)
-    is_positive_PG = np.stack(
-        [np.isin(rows, meant[example.positives]) for rows, example in zip(rows_PG, examples, strict=True)]
-    )
+    is_positive_PG, is_ordered_PG = np.zeros((2, *rows_PG.shape), dtype=bool)
+    for p, (rows, example) in enumerate(zip(rows_PG, examples, strict=True)):
+        is_positive_PG[p] = np.isin(rows, meant[example.positives])
+        is_ordered_PG[p] = np.isin(rows, meant[example.items[example.actions == Action.ORDER]])
     kinds_PG = np.where(is_positive_PG & is_real_PG, Kind.POSITIVE, Kind.PROPOSED).astype(np.int8)
     contexts = [example.context for example in examples]
-    return LabelledCandidates(contexts, np.where(is_real_PG, rows_PG, 0), kinds_PG, is_real_PG)
+    return LabelledCandidates(
+        contexts, np.where(is_real_PG, rows_PG, 0), kinds_PG, is_real_PG, is_ordered_PG & is_real_PG
+    )
+
+
+def add_misses(
+    labelled: LabelledCandidates, proposals: LabelledCandidates, *, per_page: int, rng: np.random.Generator
+) -> LabelledCandidates:
+    """Add to each page up to ``per_page`` of a policy's proposals that were not taken, drawn without repeats.
+
+    Hits are left out: they stand among the page's positives already.
+    """
+    is_miss_PG = (proposals.kinds_PG == Kind.PROPOSED) & proposals.is_real_PG
+    keys_PG = np.where(is_miss_PG, rng.random(is_miss_PG.shape), np.inf)
+    chosen_PK = keys_PG.argsort(axis=1)[:, :per_page]
+    is_real_PK = np.take_along_axis(is_miss_PG, chosen_PK, axis=1)
+    return LabelledCandidates(
+        labelled.contexts,
+        np.concatenate([labelled.rows_PG, np.take_along_axis(proposals.rows_PG, chosen_PK, axis=1)], axis=1),
+        np.concatenate([labelled.kinds_PG, np.full_like(chosen_PK, Kind.PROPOSED, dtype=np.int8)], axis=1),
+        np.concatenate([labelled.is_real_PG, is_real_PK], axis=1),
+        np.concatenate([labelled.is_ordered_PG, np.zeros_like(is_real_PK)], axis=1),
+    )
 
 
 def pad_rows(rows: Sequence[np.ndarray], *, fill: int | bool) -> np.ndarray:

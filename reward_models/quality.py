@@ -105,6 +105,66 @@ def page_auc(
     return np.where(n_pairs_P > 0, won_P / np.maximum(n_pairs_P, 1), np.nan)
 
 
+def tie_share(scores_PG: Float[np.ndarray, "P G"], is_real_PG: Bool[np.ndarray, "P G"]) -> float:
+    """Return the share of pairs of a page's candidates with equal scores: in a rollout group they carry no advantage.
+
+    0 where no page has two candidates.
+    """
+    n_pairs = n_ties = 0
+    for scores, is_real in zip(scores_PG, is_real_PG, strict=True):
+        sizes = np.unique(scores[is_real], return_counts=True)[1]
+        n_ties += int((sizes * (sizes - 1)).sum())
+        n_pairs += int(sizes.sum() * (sizes.sum() - 1))
+    return n_ties / n_pairs if n_pairs else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PopularityBand:
+    """Candidates of similar popularity: how well positives are told from negatives, and promised against taken."""
+
+    least: int
+    most: int
+    """Popularity of the band's items."""
+    auc: float | None
+    """None where the band lacks a positive or a negative."""
+    copc: float | None
+    """None where nothing is promised."""
+    base_rate: float
+    n_candidates: int
+
+
+def by_popularity(
+    scores: Float[np.ndarray, " n"],
+    labels: Float[np.ndarray, " n"],
+    popularity: Int[np.ndarray, " n"],
+    *,
+    n_bands: int = 10,
+) -> list[PopularityBand]:
+    """Divide candidates by their item's popularity into bands of about equal size, and measure each.
+
+    Equal popularity is never divided, so there may be fewer bands than asked for.
+    """
+    edges = np.unique(np.quantile(popularity, np.linspace(0, 1, n_bands + 1)[1:-1]))
+    band_n = np.searchsorted(edges, popularity, side="right")
+    bands = []
+    for band in np.unique(band_n):
+        is_in = band_n == band
+        some, observed, known = scores[is_in].astype(np.float64), labels[is_in], popularity[is_in]
+        auc = weighted_auc(some, observed, [np.ones(len(some))])[0]
+        promised = float(some.sum())
+        bands.append(
+            PopularityBand(
+                least=int(known.min()),
+                most=int(known.max()),
+                auc=float(auc) if np.isfinite(auc) else None,
+                copc=float(observed.sum() / promised) if promised else None,
+                base_rate=float(observed.mean()),
+                n_candidates=len(some),
+            )
+        )
+    return bands
+
+
 def weighted_auc(
     scores: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"], weights: Sequence[Float[np.ndarray, " n"]]
 ) -> Float[np.ndarray, " B"]:

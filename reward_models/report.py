@@ -1,31 +1,39 @@
-"""What a trained reward model is worth: ranking by kind of negative, calibration, and how to show them."""
+"""What a trained reward model is worth, by kind of negative and by popularity; ``report_tables`` shows it."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
-from rich.console import Console
-from rich.table import Table
 
-from genrec_rl.rewards.gates import GateReport
 from genrec_rl.rewards.protocol import RewardModel
-from genrec_rl.types import Action, Context, Example, Interval
+from genrec_rl.types import Action, Context, Example
 from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates
-from reward_models.quality import Calibration, Ranking, calibration_quality, equal_mass_bins, rank_quality
+from reward_models.quality import (
+    Calibration,
+    PopularityBand,
+    Ranking,
+    by_popularity,
+    calibration_quality,
+    equal_mass_bins,
+    rank_quality,
+    tie_share,
+)
 
 _DRAWN_PER_POSITIVE = 5
 _REQUESTS_AT_ONCE = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """Positives against one kind of negatives: the model, and an item's popularity as the bar to clear."""
+@runtime_checkable
+class PredictsProbabilities(Protocol):
+    """A reward model made of probabilities, each held against its own label: ``click`` (or order), ``order``."""
 
-    model: Ranking
-    popularity: Ranking
+    def probabilities(
+        self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
+    ) -> dict[str, Float[np.ndarray, "P G"]]:
+        """Return probabilities by label; the reward is made of them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +46,41 @@ class Reliability:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """Positives against one kind of negatives: the model, and an item's popularity as the bar to clear."""
+
+    model: Ranking
+    popularity: Ranking
+    calibration: Calibration
+    reliability: Reliability
+    tie_share: float
+    """Share of pairs of a page's candidates that the model scores equally."""
+
+
+@dataclass(frozen=True, slots=True)
 class RewardReport:
-    """Quality on held-out users: ``slices`` by kind of negative, and calibration on the mixture trained on."""
+    """Quality on held-out users: ``slices`` by kind of negative; the rest is on the mixture trained on.
+
+    Probabilities are those of a click or order; ``order_calibration`` is that of an order, where it is predicted.
+    """
 
     slices: dict[str, Slice]
     calibration: Calibration
+    order_calibration: Calibration | None
     reliability: Reliability
+    popularity_bands: list[PopularityBand]
     n_users: int
     n_pages: int
 
     def flat(self) -> dict[str, float]:
         """Name each number for a log."""
         values = {f"reward/{key}": value for key, value in asdict(self.calibration).items()}
+        if self.order_calibration is not None:
+            values |= {f"reward/order/{key}": value for key, value in asdict(self.order_calibration).items()}
         for name, part in self.slices.items():
+            for key in ("ece_equal_mass", "slope", "copc"):
+                values[f"reward/{name}/{key}"] = getattr(part.calibration, key)
+            values[f"reward/{name}/tie_share"] = part.tie_share
             for system in ("model", "popularity"):
                 ranking: Ranking = getattr(part, system)
                 values[f"reward/{name}/{system}/auc"] = ranking.auc.mean
@@ -67,12 +97,13 @@ def judge(
     negatives_per_positive: int,
     seed: int,
     proposed: LabelledCandidates | None = None,
+    learnt_proposals: bool = True,
 ) -> RewardReport:
     """Measure a reward model on pages that chose nothing about it.
 
     Slices: ``exposed`` (shown and left; only where the log has such), ``uniform`` and ``popular`` (drawn evenly, and
-    by popularity), ``proposed`` (by a policy: GAUC inside its groups). Calibration is over what the model was trained
-    on: the proposals where there are any, else the mixture of exposed and drawn negatives.
+    by popularity), ``proposed`` (by a policy: GAUC inside its groups). Calibration and popularity bands are over what
+    the model was calibrated on: proposals if it learnt from them, else the mixture of exposed and drawn negatives.
 
     Args:
         model: the reward model.
@@ -82,6 +113,10 @@ def judge(
         negatives_per_positive: of training, for the mixture.
         seed: of drawn negatives and bootstrap.
         proposed: what a policy proposed for held-out pages.
+        learnt_proposals: whether the model learnt from such.
+
+    Raises:
+        DataError: when a kind of candidates holds no page with both a positive and a negative.
     """
     rng = np.random.default_rng(seed)
     kinds = {
@@ -99,104 +134,69 @@ def judge(
         kinds = {"exposed": exposed} | kinds
     if proposed is not None:
         kinds["proposed"] = proposed
-    slices = {
-        name: Slice(
-            _rank(candidates, score_pages(model, candidates.contexts, candidates.rows_PG), seed=seed),
-            _rank(candidates, popularity[candidates.rows_PG].astype(np.float64), seed=seed),
-        )
-        for name, candidates in kinds.items()
-    }
-    mixture = proposed or label_candidates(
-        examples, sampler=sampler, rng=rng, negatives_per_positive=negatives_per_positive
-    )
-    scores = score_pages(model, mixture.contexts, mixture.rows_PG)[mixture.is_real_PG]
-    labels = mixture.labels_PG[mixture.is_real_PG]
-    predicted, observed, sizes = equal_mass_bins(scores, labels, n_bins=15)
+    slices = {name: _measure(model, candidates, popularity, seed=seed) for name, candidates in kinds.items()}
+    mixture = proposed if proposed is not None and learnt_proposals else None
+    if mixture is None:
+        mixture = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=negatives_per_positive)
+    is_real_PG = mixture.is_real_PG
+    probabilities = {name: found_PG[is_real_PG] for name, found_PG in _probabilities(model, mixture).items()}
+    clicks, labels = probabilities["click"], mixture.labels_PG[is_real_PG]
+    orders, ordered = probabilities.get("order"), mixture.is_ordered_PG[is_real_PG].astype(np.float32)
     return RewardReport(
         slices=slices,
-        calibration=calibration_quality(scores, labels),
-        reliability=Reliability(predicted.tolist(), observed.tolist(), sizes.tolist()),
+        calibration=calibration_quality(clicks, labels),
+        order_calibration=None if orders is None else calibration_quality(orders, ordered),
+        reliability=_reliability(clicks, labels),
+        popularity_bands=by_popularity(clicks, labels, popularity[mixture.rows_PG[is_real_PG]]),
         n_users=len({example.context.user_id for example in examples}),
         n_pages=len(examples),
     )
+
+
+def _measure(
+    model: RewardModel, candidates: LabelledCandidates, popularity: Int[np.ndarray, " n"], *, seed: int
+) -> Slice:
+    is_real_PG = candidates.is_real_PG
+    scores_PG = score_pages(model, candidates.contexts, candidates.rows_PG)
+    clicks, labels = _probabilities(model, candidates)["click"][is_real_PG], candidates.labels_PG[is_real_PG]
+    return Slice(
+        model=_rank(candidates, scores_PG, seed=seed),
+        popularity=_rank(candidates, popularity[candidates.rows_PG].astype(np.float64), seed=seed),
+        calibration=calibration_quality(clicks, labels),
+        reliability=_reliability(clicks, labels),
+        tie_share=tie_share(scores_PG, is_real_PG),
+    )
+
+
+def _reliability(probabilities: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> Reliability:
+    predicted, observed, sizes = equal_mass_bins(probabilities, labels, n_bins=15)
+    return Reliability(predicted.tolist(), observed.tolist(), sizes.tolist())
 
 
 def score_pages(
     model: RewardModel, contexts: Sequence[Context], rows_PG: Int[np.ndarray, "P G"]
 ) -> Float[np.ndarray, "P G"]:
     """Score many requests, some at a time."""
+    return _in_parts(lambda some, rows: {"": model.score(some, rows)}, contexts, rows_PG)[""]
+
+
+def _probabilities(model: RewardModel, candidates: LabelledCandidates) -> dict[str, Float[np.ndarray, "P G"]]:
+    """Return what a model promises of each label; a model of one number promises a click or order."""
+    if isinstance(model, PredictsProbabilities):
+        return _in_parts(model.probabilities, candidates.contexts, candidates.rows_PG)
+    return {"click": score_pages(model, candidates.contexts, candidates.rows_PG)}
+
+
+def _in_parts(
+    ask: Callable[[Sequence[Context], Int[np.ndarray, "P G"]], dict[str, Float[np.ndarray, "P G"]]],
+    contexts: Sequence[Context],
+    rows_PG: Int[np.ndarray, "P G"],
+) -> dict[str, Float[np.ndarray, "P G"]]:
     starts = range(0, len(contexts), _REQUESTS_AT_ONCE)
-    parts = [(contexts[i : i + _REQUESTS_AT_ONCE], rows_PG[i : i + _REQUESTS_AT_ONCE]) for i in starts]
-    return np.concatenate([model.score(some, rows) for some, rows in parts])
+    parts = [ask(contexts[i : i + _REQUESTS_AT_ONCE], rows_PG[i : i + _REQUESTS_AT_ONCE]) for i in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _rank(candidates: LabelledCandidates, scores_PG: Float[np.ndarray, "P G"], *, seed: int) -> Ranking:
     users = [context.user_id for context in candidates.contexts]
     return rank_quality(scores_PG, candidates.labels_PG, candidates.is_real_PG, users, seed=seed)
-
-
-def write_report(
-    console: Console,
-    model: RewardModel,
-    report: RewardReport,
-    gates: Mapping[str, GateReport],
-    output_dir: Path,
-    *,
-    seconds: float,
-) -> None:
-    """Print the tables, draw the reliability diagram, and write ``reward.json``."""
-    print_report(console, report, gates, seconds=seconds)
-    plot_reliability(report, output_dir / "reliability.png", name=type(model).__name__)
-    written = {"fingerprint": model.fingerprint, "report": asdict(report), "seconds": round(seconds, 1)}
-    written["gates"] = {name: asdict(gate) for name, gate in gates.items()}
-    (output_dir / "reward.json").write_text(json.dumps(written, indent=2) + "\n")
-
-
-def print_report(console: Console, report: RewardReport, gates: Mapping[str, GateReport], *, seconds: float) -> None:
-    """Print ranking, calibration and gates as tables."""
-    title = f"Reward model: {report.n_pages:,} pages of {report.n_users:,} held-out users"
-    ranking = Table(title=title)
-    for heading in ("positives against", "scored by", "AUC", "GAUC"):
-        ranking.add_column(heading, justify="right" if heading.endswith("AUC") else "left")
-    for name, part in report.slices.items():
-        ranking.add_row(name, "model", _cell(part.model.auc), _cell(part.model.gauc))
-        popularity = part.popularity
-        ranking.add_row("", "popularity", _cell(popularity.auc), _cell(popularity.gauc), end_section=True)
-    console.print(ranking)
-
-    c = report.calibration
-    calibration = Table(title="Calibration (on the kinds of candidates that it learnt from)")
-    for heading in ("log loss", "base rate's", "ECE", "ECE equal mass", "slope", "intercept", "COPC"):
-        calibration.add_column(heading, justify="right")
-    numbers = (c.log_loss, c.base_log_loss, c.ece, c.ece_equal_mass, c.slope, c.intercept, c.copc)
-    calibration.add_row(*(f"{number:.3f}" for number in numbers))
-    console.print(calibration)
-
-    table = Table(title="Gates (reference: history)")
-    for heading in ("gate", "tau", "positives pass", "random items pass"):
-        table.add_column(heading, justify="left" if heading == "gate" else "right")
-    for name, gate in gates.items():
-        table.add_row(name, f"{gate.tau:.3f}", f"{gate.positives_pass:.1%}", f"{gate.random_pass:.1%}")
-    console.print(table)
-    console.print(f"trained in {seconds:.0f} s")
-
-
-def plot_reliability(report: RewardReport, path: Path, *, name: str) -> None:
-    """Draw observed against predicted rate, with 95 % binomial intervals."""
-    from matplotlib.figure import Figure
-
-    bins = report.reliability
-    predicted, observed, sizes = (np.array(v) for v in (bins.predicted, bins.observed, bins.sizes))
-    margin = 1.96 * np.sqrt(np.maximum(observed * (1 - observed), 1e-9) / sizes)
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="perfect")
-    axes.errorbar(predicted, observed, yerr=margin, fmt="o-", markersize=4, linewidth=1, label=name)
-    axes.set(xlabel="predicted reward", ylabel="share clicked or ordered", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set_title(f"Reliability, 15 bins of equal mass (ECE {report.calibration.ece_equal_mass:.3f})", fontsize=10)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def _cell(interval: Interval) -> str:
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

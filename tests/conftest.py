@@ -3,7 +3,7 @@ import importlib
 import numpy as np
 import pytest
 
-OWN_REWARD_MODELS = ("sim-soft", "sim-hard", "xgb", "popularity", "constant")
+OWN_REWARD_MODELS = ("sim-soft", "sim-hard", "sim-orders", "xgb", "ensemble", "popularity", "constant")
 
 
 def pytest_addoption(parser):
@@ -36,6 +36,11 @@ def _own(name):
     if name == "popularity":
         return Popularity(np.arange(7))
 
+    if name == "ensemble":
+        from reward_models.ensemble import Ensemble
+
+        return Ensemble([_own("sim-soft"), _own("popularity"), _own("constant")], kappa=0.5)
+
     if name == "xgb":
         from tests.reward_models.xgb.test_fit import fit
 
@@ -44,7 +49,7 @@ def _own(name):
     import torch
 
     from reward_models.sim.model import ItemTables, SIMConfig, SIMNetwork
-    from reward_models.sim.reward import SIM
+    from reward_models.sim.reward import SIM, OrderOutput
 
     torch.manual_seed(0)
     tables = ItemTables(
@@ -52,8 +57,11 @@ def _own(name):
         vectors=torch.randn(7, 5),
         search_keys=torch.arange(7) % 2,
     )
-    config = SIMConfig(search=name.removeprefix("sim-"), dim=8, top_k=2, n_short=2, max_history=6, hidden=[16])
-    network = SIMNetwork(tables, config)
+    predicts_orders = name == "sim-orders"
+    search = "soft" if predicts_orders else name.removeprefix("sim-")
+    config = SIMConfig(search=search, dim=8, top_k=2, n_short=2, max_history=6, hidden=[16])
+    network = SIMNetwork(tables, config, predicts_orders=predicts_orders)
     for parameter in network.parameters():  # large enough that what matters shows in the scores
         torch.nn.init.normal_(parameter, std=0.3)
-    return SIM(network, catalog_fingerprint="0" * 64, slope=0.5, intercept=-0.1)
+    order = OrderOutput(0.4, -0.5, click_weight=1.0, order_weight=2.0) if predicts_orders else None
+    return SIM(network, catalog_fingerprint="0" * 64, slope=0.5, intercept=-0.1, order=order)

@@ -8,23 +8,20 @@ policy's own order, a large one the reward model's.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
+from genrec_rl.rewards.calibration import log_odds
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.rewards.scoring import score_candidates
 from genrec_rl.types import Context, Rollouts
 
-_EPSILON = 1e-6
-
 
 def rerank(proposed: Rollouts, reward_model: RewardModel, contexts: Sequence[Context], *, weight: float) -> Rollouts:
     """Return proposals in their new order; ``log_probs_PG`` then holds the scores that order them."""
-    rewards_PG = score_candidates(reward_model, contexts, proposed.rows_PG.numpy()).astype(np.float64)
-    odds_PG = np.log(rewards_PG.clip(_EPSILON)) - np.log((1 - rewards_PG).clip(_EPSILON))
-    scores_PG = proposed.log_probs_PG + weight * torch.from_numpy(odds_PG).float()
+    rewards_PG = torch.from_numpy(score_candidates(reward_model, contexts, proposed.rows_PG.numpy()))
+    scores_PG = proposed.log_probs_PG + weight * log_odds(rewards_PG)
     order_PG = scores_PG.argsort(dim=1, descending=True, stable=True)
     return Rollouts(
         sids_PGL=proposed.sids_PGL.take_along_dim(order_PG[..., None], dim=1),

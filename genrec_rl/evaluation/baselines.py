@@ -15,6 +15,7 @@ from torch import Tensor
 
 from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset
+from genrec_rl.data.transitions import list_transitions
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import System
@@ -126,19 +127,13 @@ class Cooccurrence:
             symmetric: count each pair in both directions.
             damping: power of an item's popularity that its counts are divided by.
         """
-        before, after, weights = [], [], []
-        for page in pages:
-            known = page.context.history[-n_last:]
-            items = np.concatenate([known, page.positives]).astype(np.int64)
-            for step in range(1, min(n_last, len(items) - 1) + 1):
-                first = max(len(known), step)
-                before.append(items[first - step : len(items) - step])
-                after.append(items[first:])
-                weights.append(np.full(len(items) - first, decay ** (step - 1)))
+        found = list_transitions(pages, n_last=n_last, decay=decay)
+        before, after, weights = found.before, found.after, found.weights
         if symmetric:
-            before, after, weights = [*before, *after], [*after, *before], [*weights, *weights]
-        keys, pair_of = np.unique(np.concatenate(before) * len(codes) + np.concatenate(after), return_inverse=True)
-        counts = np.bincount(pair_of, weights=np.concatenate(weights))
+            before, after = np.concatenate([before, after]), np.concatenate([after, before])
+            weights = np.tile(weights, 2)
+        keys, pair_of = np.unique(before * len(codes) + after, return_inverse=True)
+        counts = np.bincount(pair_of, weights=weights, minlength=len(keys))
         pairs = np.stack(np.divmod(keys, len(codes)))
         counts = counts / np.maximum(popularity, 1)[pairs[1]] ** damping
         return cls(pairs, counts, popularity, codes=codes, n_last=n_last, decay=decay)

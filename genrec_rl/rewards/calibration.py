@@ -12,6 +12,8 @@ from torch import Tensor
 from genrec_rl.errors import RewardError
 from genrec_rl.types import CalibratedRewards
 
+_EPSILON = 1e-6
+
 
 def gate_rewards(raw_PG: Float[Tensor, "P G"], is_relevant_PG: Bool[Tensor, "P G"]) -> Float[Tensor, "P G"]:
     """Keep the reward of relevant rollouts only: ``r_i = 1[s_i > tau] * r_pref_i`` (equation 6)."""
@@ -27,6 +29,15 @@ def anchor_positives(gated_PG: Float[Tensor, "P G"], is_positive_PG: Bool[Tensor
     """
     best_P1 = gated_PG.amax(dim=1, keepdim=True)
     return torch.where(is_positive_PG, best_P1, gated_PG)
+
+
+def log_odds(rewards_PG: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    """Return log(r / (1 - r)) in float32, the scale on which a calibrated reward adds up evidence.
+
+    Rewards are cut at 1e-6 from 0 and 1, so a reward of 0 (an invalid or gated rollout) has -13.8.
+    """
+    clipped = rewards_PG.double().clamp(_EPSILON, 1 - _EPSILON)
+    return (clipped.log() - torch.log1p(-clipped)).float()
 
 
 def calibrate_rewards(

@@ -9,22 +9,24 @@ from genrec_rl.rewards.protocol import Gate, RewardModel
 from genrec_rl.sids.catalog import Catalog
 
 
-def load_reward_model(block: Block, *, catalog: Catalog, trusted_packages: Sequence[str] = ()) -> RewardModel:
+def load_reward_model(
+    block: Block, *, catalog: Catalog, trusted_packages: Sequence[str] = (), key: str = "reward_model"
+) -> RewardModel:
     """Load the reward model of a ``{class_path, init_args: {path}}`` block through its ``from_pretrained``.
 
     Raises:
         ConfigError: when there is none, or its class or arguments are wrong.
         DataError: when its files are damaged or belong to another catalogue.
     """
-    values = read_block(block, key="reward_model")
+    values = read_block(block, key=key)
     if values is None:
-        raise ConfigError("reward_model is not set; recipes/train_reward.py makes one, then name its class and path")
+        raise ConfigError(f"{key} is not set; recipes/train_reward.py makes one, then name its class and path")
     return load_component(
         values,
         expected=RewardModel,
-        key="reward_model",
+        key=key,
         factory="from_pretrained",
-        provided={"catalog": catalog},
+        provided={"catalog": catalog, "trusted_packages": trusted_packages},
         trusted_packages=trusted_packages,
     )
 

@@ -1,7 +1,8 @@
 """Gates: is a candidate relevant to this user at all (GenRec, eq. 6)?
 
-A gate knows nothing of the reward model, so that what fools the one need not fool the other. The paper prints
-neither its similarity nor its tau; three definitions are offered, and tau can be fitted to real positives.
+These gates know nothing of the reward model, so that what fools the one need not fool the other; a fourth,
+``reward_models.sim.gate.SearchGate``, asks SIM's own search. The paper prints neither its similarity nor its tau, so
+several definitions are offered, and tau can be fitted to real positives.
 
     s_i = max over v in the reference set of similarity(candidate i, v),   candidate i passes when s_i > tau
 
@@ -24,13 +25,20 @@ from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.rewards.protocol import Gate
 from genrec_rl.rewards.scoring import pass_gate
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.types import Context, Example
+from genrec_rl.types import NO_ITEM, Context, Example
 
 Reference = Literal["history", "history+page"]
 
 
-class _ReferenceGate(Gate, ABC):
-    """What gates share: a similarity to each item of the reference set, of which the largest counts."""
+class ReferenceGate(Gate, ABC):
+    """What gates share: a similarity to each item of the reference set, of which the largest counts.
+
+    Args:
+        tau: a number in ``tau_range``, its end excluded, or ``{percentile: 5}`` (see ``fit_tau``).
+        reference: what to compare with.
+        examples: validation pages, needed to fit tau.
+        tau_range: least and largest similarity.
+    """
 
     def __init__(
         self,
@@ -93,7 +101,7 @@ class _ReferenceGate(Gate, ABC):
         return float(tau)
 
 
-class EmbeddingGate(_ReferenceGate):
+class EmbeddingGate(ReferenceGate):
     """s_i = largest cosine between the frozen item vectors that fed the quantiser.
 
     Args:
@@ -121,7 +129,7 @@ class EmbeddingGate(_ReferenceGate):
         return (self._vectors[candidates] @ self._vectors[reference].T).max(axis=1)
 
 
-class SidPrefixGate(_ReferenceGate):
+class SidPrefixGate(ReferenceGate):
     """s_i = longest SID prefix shared with an item of the reference set, over the number of levels.
 
     Args:
@@ -201,24 +209,27 @@ class GateReport:
     tau: float
     positives_pass: float
     random_pass: float
+    invalid_pass: float
     n_positives: int
 
 
 def gate_report(gate: Gate, examples: Sequence[Example], catalog: Catalog, *, seed: int) -> GateReport:
-    """Measure a gate on pages: its pass rate on true positives, and on as many uniformly drawn valid items.
+    """Measure a gate on pages: its pass rate on true positives, and on as many random valid items and invalid SIDs.
 
     Raises:
         DataError: when no page has both a history and a positive.
     """
     rng = np.random.default_rng(seed)
-    positives_pass, random_pass = [], []
+    positives_pass, random_pass, invalid_pass = [], [], []
     for example in _pages_to_judge(examples):
         rows = example.positives[None]
         random_rows = rng.integers(len(catalog.codes), size=rows.shape)
         positives_pass.append(pass_gate(gate, [example.context], rows, None)[0])
         random_pass.append(pass_gate(gate, [example.context], random_rows, None)[0])
-    passed, passed_random = np.concatenate(positives_pass), np.concatenate(random_pass)
-    return GateReport(gate.tau, float(passed.mean()), float(passed_random.mean()), len(passed))
+        invalid_pass.append(pass_gate(gate, [example.context], np.full_like(rows, NO_ITEM), None)[0])
+    passed = [np.concatenate(part) for part in (positives_pass, random_pass, invalid_pass)]
+    real, random, invalid = (float(part.mean()) for part in passed)
+    return GateReport(gate.tau, real, random, invalid, n_positives=len(passed[0]))
 
 
 def _pages_to_judge(examples: Sequence[Example]) -> list[Example]:

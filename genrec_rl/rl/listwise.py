@@ -18,17 +18,6 @@ from torch import Tensor
 
 from genrec_rl.models.prefix_tree import BranchLogits, score_branches
 
-_EPSILON = 1e-6
-
-
-def reward_margins(rewards_PG: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-    """Return log-odds of rewards in [0, 1], the scale on which a calibrated reward model adds up evidence.
-
-    A gated rollout (reward 0) has -13.8: its share of the target is next to nothing.
-    """
-    clipped = rewards_PG.double().clamp(_EPSILON, 1 - _EPSILON)
-    return (clipped.log() - torch.log1p(-clipped)).float()
-
 
 def share_out(
     log_probs_PG: Float[Tensor, "P G"], margins_PG: Float[Tensor, "P G"], *, weight: float
@@ -37,7 +26,8 @@ def share_out(
 
     Args:
         log_probs_PG: of whole rollouts under the reference, distinct within a group.
-        margins_PG: what each is worth, in nats.
+        margins_PG: what each is worth, in nats: log-odds of its reward. A gated rollout (reward 0) has -13.8, so its
+            share of the target is next to nothing.
         weight: w; 0 gives the reference back.
     """
     shares_PG = (log_probs_PG + weight * margins_PG).softmax(1)

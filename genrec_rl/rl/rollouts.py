@@ -3,7 +3,7 @@
 P   prompts        G   rollouts per prompt        L   SID levels
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,18 +17,18 @@ from genrec_rl.rewards.matching import match_positives
 from genrec_rl.rewards.protocol import Gate, RewardModel
 from genrec_rl.rewards.scoring import pass_gate, score_candidates
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.types import Example, Rollouts
+from genrec_rl.types import Context, Example, Rollouts
 
 
-def build_prompts(examples: Sequence[Example], prompts: PromptEncoder) -> Dataset:
-    """Return a dataset of ``prompt`` (ids) and ``page`` (index into ``examples``), written when a row is read.
+def build_prompts(examples: Sequence[Example], encode: Callable[[Context], Int[np.ndarray, " S"]]) -> Dataset:
+    """Return a dataset of ``prompt`` (ids) and ``page`` (index into ``examples``), encoded when a row is read.
 
     The page travels in the row, so that a reward can never be bound to another page with the same history.
     """
 
     def write(batch: dict[str, list[int]]) -> dict[str, list]:
         pages = batch["page"]
-        return {"prompt": [prompts.prompt(examples[p].context).tolist() for p in pages], "page": pages}
+        return {"prompt": [encode(examples[p].context).tolist() for p in pages], "page": pages}
 
     return Dataset.from_dict({"page": np.arange(len(examples))}).with_transform(write)
 

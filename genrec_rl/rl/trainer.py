@@ -39,10 +39,10 @@ from genrec_rl.models.prefix_tree import (
     score_branches,
 )
 from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
-from genrec_rl.rewards.calibration import calibrate_rewards
+from genrec_rl.rewards.calibration import calibrate_rewards, log_odds
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import fuses
-from genrec_rl.rl.listwise import listwise_kl, reward_margins
+from genrec_rl.rl.listwise import listwise_kl
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.preference import pair_statistics, preference_metrics
 from genrec_rl.rl.preference_settings import PREFERENCE_TERMS
@@ -66,6 +66,8 @@ class GRPOSRTrainer(GRPOTrainer):
         examples: training pages.
         scorer: reward model, gate and catalogue.
         validation: what evaluation measures; the best checkpoint is chosen by it.
+        continue_page: prompts read the items of the request's own day as the beginning of the answer, as
+            ``validation``'s recommender should too.
         **kwargs: passed to ``trl.GRPOTrainer`` (``callbacks``, ``peft_config``, ``optimizers``).
     """
 
@@ -81,6 +83,7 @@ class GRPOSRTrainer(GRPOTrainer):
         examples: Sequence[Example],
         scorer: RolloutScorer,
         validation: Validation | None = None,
+        continue_page: bool = False,
         **kwargs: Any,
     ) -> None:
         softmax = policy.model.config.softmax
@@ -100,14 +103,15 @@ class GRPOSRTrainer(GRPOTrainer):
         self._positive_log_probs: Tensor | None = None
         self._positive_weights: Tensor | None = None
         args.max_completion_length = policy.vocab.n_levels
+        write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*rollout_func.*")
             super().__init__(
                 model=policy.model,
                 reward_funcs=_scored_by_trainer,
                 args=args,
-                train_dataset=build_prompts(examples, policy.prompts),
-                eval_dataset=build_prompts(validation.examples, policy.prompts) if validation else None,
+                train_dataset=build_prompts(examples, write),
+                eval_dataset=build_prompts(validation.examples, write) if validation else None,
                 processing_class=policy.tokenizer,
                 rollout_func=_roll_out,
                 **kwargs,
@@ -244,7 +248,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
         of_rollouts = BranchLogits(policy.first_BV, policy.later_BGWV[:, :size])
         weight = self.args.margin_weight
-        kl = listwise_kl(of_rollouts, reference, rollouts, reward_margins(rows["values"]), weight=weight).mean()
+        kl = listwise_kl(of_rollouts, reference, rollouts, log_odds(rows["values"]), weight=weight).mean()
         self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
         return kl / self.current_gradient_accumulation_steps
 

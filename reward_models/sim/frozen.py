@@ -9,6 +9,7 @@ The user's description and the latest behaviours' values go through that layer o
     D   item dimension        W   gap buckets        Z   behaviour dimension = item + gap
     A   attention heads        F = A x D        Y = A x W        S   short behaviours        J = A x S
     H   width of the head's first layer        U   user's description        Q   groups of behaviours
+    O   outputs: a click or order, and, where it is predicted, an order
 """
 
 import math
@@ -80,6 +81,7 @@ class FrozenSIM:
         self._gsu_DD: Tensor | None = None
         if self.config.search == "soft":
             self._gsu_DD = network.gsu_candidate.weight.T @ network.gsu_behaviour.weight
+        self._n_outputs = 1 + network.predicts_orders
         layers = [layer for layer in network.head if not isinstance(layer, nn.Dropout)]
         self._after_first = nn.Sequential(*layers[1:])
         self._fold_attention(network)
@@ -103,19 +105,23 @@ class FrozenSIM:
         self._candidate_and_match_H = torch.cat([candidate_HD, match_HD], dim=1).T.contiguous()
         self._user_UH, self._bias_H = user_HU.T, first.bias
 
-    @torch.inference_mode()
     def logits(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[Tensor, "P G"]:
-        """Return log-odds, as many users and candidates at a time as fit in ``_MAX_CELLS``."""
+        """Return log-odds of a click or order: the network's first output."""
+        return self.all_logits(contexts, candidates)[..., 0]
+
+    @torch.inference_mode()
+    def all_logits(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[Tensor, "P G O"]:
+        """Return the log-odds of each output, as many users and candidates at a time as fit in ``_MAX_CELLS``."""
         rows_PG = torch.from_numpy(np.ascontiguousarray(candidates, dtype=np.int64)).to(self.device)
         self._items.learn(rows_PG)
-        found_PG = torch.empty(rows_PG.shape, device=self.device)
+        found_PGO = torch.empty(*rows_PG.shape, self._n_outputs, device=self.device)
         lengths_P = np.array([min(len(c.history), self.config.max_history) for c in contexts], dtype=np.int64)
         for users, width in self._batches(lengths_P, rows_PG.shape[1]):
             sides = self.user_sides([contexts[p] for p in users])
             places = self._tensor(users)
             parts = [self._score(sides, rows) for rows in rows_PG[places].split(width, dim=1)]
-            found_PG[places] = torch.cat(parts, dim=1)
-        return found_PG
+            found_PGO[places] = torch.cat(parts, dim=1)
+        return found_PGO
 
     @torch.inference_mode()
     def user_sides(self, contexts: Sequence[Context]) -> list[UserSide]:
@@ -188,7 +194,7 @@ class FrozenSIM:
         values_APSH = (behaviours_XZ @ self._short_values_AZH).unflatten(1, (n_users, n_short))
         return keys_ADPS.permute(2, 1, 0, 3).flatten(start_dim=2), values_APSH.transpose(0, 1).flatten(1, 2)
 
-    def _score(self, sides: Sequence[UserSide], rows_PG: Int[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+    def _score(self, sides: Sequence[UserSide], rows_PG: Int[Tensor, "P G"]) -> Float[Tensor, "P G O"]:
         candidates_PGD = self._items.vectors(rows_PG)
         matched_PGD = candidates_PGD * _stack([side.mean_D for side in sides])[:, None]
         first_RH = self._user_and_short_interest(sides, candidates_PGD).flatten(end_dim=1)
@@ -197,7 +203,7 @@ class FrozenSIM:
         if any(len(side.behaviours_N) for side in sides):
             behaviours_RK, is_kept_RK = self._search(sides, rows_PG, candidates_PGD)
             self._add_long_interest(first_RH, candidates_PGD.flatten(end_dim=1), behaviours_RK, is_kept_RK)
-        return self._after_first(first_RH).view(rows_PG.shape)
+        return self._after_first(first_RH).view(*rows_PG.shape, self._n_outputs)
 
     def _user_and_short_interest(
         self, sides: Sequence[UserSide], candidates_PGD: Float[Tensor, "P G D"]
@@ -257,8 +263,15 @@ class FrozenSIM:
 def predict_logits(
     network: SIMNetwork, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
 ) -> Float[Tensor, "P G"]:
-    """Return the log-odds of a network as it is now, which may be trained further: nothing is kept."""
-    return FrozenSIM(network, cache_bytes=0).logits(contexts, candidates)
+    """Return the first log-odds of a network as it is now, which may be trained further: nothing is kept."""
+    return predict_all_logits(network, contexts, candidates)[..., 0]
+
+
+def predict_all_logits(
+    network: SIMNetwork, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]
+) -> Float[Tensor, "P G O"]:
+    """Return the log-odds of each of its outputs."""
+    return FrozenSIM(network, cache_bytes=0).all_logits(contexts, candidates)
 
 
 def _query_of_behaviours(attention: TargetAttention) -> Float[Tensor, "A D Z"]:

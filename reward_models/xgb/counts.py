@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int, Int64
 
 from genrec_rl.data.pages import DAY
+from genrec_rl.data.transitions import list_transitions
 from genrec_rl.errors import DataError
 from genrec_rl.types import Context, Example
 
@@ -56,25 +57,18 @@ class LogCounts:
         Raises:
             DataError: for a time outside what the keys can hold.
         """
-        users, times, pairs, weights, taken, shown = ([np.zeros(0, np.int64)] for _ in range(6))
-        for page in pages:
+        times, users = np.zeros((2, len(pages)), np.int64)
+        taken, shown = ([np.zeros(0, np.int64)] for _ in range(2))
+        for place, page in enumerate(pages):
             time = page.context.time
             if not 0 <= time < _TIMES:
                 raise DataError(f"time {time} is outside 0 to 2^33 seconds UTC; times must be seconds")
-            positives = page.positives.astype(np.int64)
-            known = page.context.history[-n_last:]
-            items = np.concatenate([known, positives])
-            n_before = len(times)
-            for step in range(1, min(n_last, len(items) - 1) + 1):
-                first = max(len(known), step)
-                pairs.append(items[first - step : len(items) - step] * n_items + items[first:])
-                weights.append(np.full(len(items) - first, decay ** (step - 1)))
-                times.append(np.full(len(items) - first, time))
-            user = user_key(page.context.user_id)
-            users += [np.full(len(part), user) for part in times[n_before:]]
-            taken.append(positives * _TIMES + time)
+            times[place], users[place] = time, user_key(page.context.user_id)
+            taken.append(page.positives.astype(np.int64) * _TIMES + time)
             shown.append(page.items.astype(np.int64) * _TIMES + time)
-        own_users, own_times, own_pairs, own_counts = map(np.concatenate, (users, times, pairs, weights))
+        found = list_transitions(pages, n_last=n_last, decay=decay)
+        own_users, own_times, own_counts = users[found.pages], times[found.pages], found.weights
+        own_pairs = found.before * n_items + found.after
         order = np.lexsort((own_times, own_users))
         pair_keys, pair_of = np.unique(own_pairs, return_inverse=True)
         counts = np.bincount(pair_of, weights=own_counts, minlength=len(pair_keys))

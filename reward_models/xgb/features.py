@@ -11,6 +11,7 @@ value to the side that fits best.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
@@ -54,13 +55,19 @@ FEATURES = (
 """Names and order of the columns; a saved model is refused if they differ."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class ItemTables:
     """What is known of catalogue rows: ``codes`` (N L), unit ``vectors`` (N D), ``categories`` (N), -1 for none."""
 
     codes: Int[np.ndarray, "N L"]
     vectors: Float32[np.ndarray, "N D"]
     categories: Int[np.ndarray, " N"]
+
+    @cached_property
+    def prefixes(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        """Numbers of the SID prefixes of one code and of two."""
+        short, long = (prefix_keys(self.codes, depth=depth) for depth in (1, min(2, self.codes.shape[1])))
+        return short, long
 
 
 def request_features(
@@ -107,8 +114,7 @@ def _features(
         *_transitions(counts, contexts, history_PH[:, :N_LAST], is_item_PH[:, :N_LAST], rows_PG, popularity_PG),
         *_cosines(items, history_PH, is_item_PH, rows_PG),
     ]
-    keys = [prefix_keys(items.codes, depth=depth) for depth in (1, min(2, items.codes.shape[1]))]
-    for key in (*keys, items.categories):
+    for key in (*items.prefixes, items.categories):
         is_same_PGH = (key[rows_PG][..., None] == key[history_PH][:, None]) & is_item_PH[:, None]
         is_same_PGH &= (key[rows_PG] != NO_CATEGORY)[..., None]
         columns += [_share(is_same_PGH, is_item_PH), _first_step(is_same_PGH)]

@@ -9,12 +9,14 @@ import xgboost
 from jaxtyping import Float32, Int
 
 from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Example
 from reward_models.candidates import LabelledCandidates
 from reward_models.quality import fit_platt
 from reward_models.xgb.counts import LogCounts
-from reward_models.xgb.features import ItemTables, request_features
+from reward_models.xgb.extras import Extras, KnownNames
+from reward_models.xgb.features import FEATURES, ItemTables, request_features
 from reward_models.xgb.reward import XGB, Platt
 
 _METRIC = {"binary:logistic": "logloss", "rank:ndcg": "ndcg@10"}
@@ -35,6 +37,9 @@ class FitSettings:
     subsample: float = field(default=0.8, metadata={"help": "share of candidates a tree sees"})
     colsample: float = field(default=0.8, metadata={"help": "share of features a tree sees"})
     max_history: int = field(default=50, metadata={"help": "newest history items that are read"})
+    named_columns: bool = field(
+        default=False, metadata={"help": "trees also see an item's category and first SID code by name"}
+    )
     n_threads: int = field(default=0, metadata={"help": "0: all cores; trees differ a little with the number"})
 
     def __post_init__(self) -> None:
@@ -57,6 +62,7 @@ def fit_xgb(
     categories: Int[np.ndarray, " n"],
     settings: FitSettings,
     seed: int,
+    scorer: RewardModel | None = None,
 ) -> XGB:
     """Count, train with early stopping, calibrate. Deterministic given the seed and the number of threads.
 
@@ -68,6 +74,7 @@ def fit_xgb(
         categories: each row's category, -1 for none.
         settings: how to train.
         seed: of the trees' samples.
+        scorer: another reward model, such as SIM, whose log-odds the trees see too.
 
     Raises:
         DataError: when there is nothing to learn from.
@@ -77,10 +84,13 @@ def fit_xgb(
             raise DataError(f"XGB: {part.is_real_PG.sum()} {name} candidates lack a positive or a negative")
     items = ItemTables(catalog.codes, np.asarray(catalog.vectors, np.float32), categories)
     counts = LogCounts.fit(pages, n_items=len(categories))
-    taught_PGF, tuning_PGF = (
-        request_features(counts, items, part.contexts, part.rows_PG, max_history=settings.max_history)
-        for part in (taught, tuning)
-    )
+    learnt = taught.rows_PG[taught.is_real_PG]
+    extras = Extras(scorer, KnownNames.of(items, learnt) if settings.named_columns else None)
+    matrices = []
+    for part in (taught, tuning):
+        features_PGF = request_features(counts, items, part.contexts, part.rows_PG, max_history=settings.max_history)
+        features_PGF = extras.append_to(features_PGF, items, part.contexts, part.rows_PG)
+        matrices.append(_matrix(features_PGF, part, extras))
     booster = xgboost.train(
         {
             "objective": settings.objective,
@@ -94,9 +104,9 @@ def fit_xgb(
             "nthread": settings.n_threads,
             "seed": seed,
         },
-        _matrix(taught_PGF, taught),
+        matrices[0],
         num_boost_round=settings.n_trees,
-        evals=[(_matrix(tuning_PGF, tuning), "tuning")],
+        evals=[(matrices[1], "tuning")],
         early_stopping_rounds=settings.patience,
         verbose_eval=False,
     )
@@ -108,16 +118,23 @@ def fit_xgb(
         catalog_fingerprint=catalog.fingerprint,
         max_history=settings.max_history,
         calibration=Platt(),
+        extras=extras,
     )
     margins = model.margins(tuning.contexts, tuning.rows_PG)[tuning.is_real_PG]
     model.calibration = Platt(*fit_platt(margins, tuning.labels_PG[tuning.is_real_PG]))
     return model
 
 
-def _matrix(features_PGF: Float32[np.ndarray, "P G F"], candidates: LabelledCandidates) -> xgboost.DMatrix:
+def _matrix(
+    features_PGF: Float32[np.ndarray, "P G F"], candidates: LabelledCandidates, extras: Extras
+) -> xgboost.DMatrix:
     """Lay real candidates out, each with its request's number."""
     is_real_PG = candidates.is_real_PG
     requests_PG = np.broadcast_to(np.arange(len(is_real_PG))[:, None], is_real_PG.shape)
     return xgboost.DMatrix(
-        features_PGF[is_real_PG], label=candidates.labels_PG[is_real_PG], qid=requests_PG[is_real_PG]
+        features_PGF[is_real_PG],
+        label=candidates.labels_PG[is_real_PG],
+        qid=requests_PG[is_real_PG],
+        feature_types=["q"] * len(FEATURES) + extras.types if extras.columns else None,
+        enable_categorical=extras.names is not None,
     )

@@ -38,6 +38,49 @@ def test_it_writes_a_model_that_the_next_stage_loads(stages, tmp_path, capsys):
     assert "held-out users" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("learn_from", "weights"), [("log+proposed", ["--order_weight", "1"]), ("proposed", [])], ids=str
+)
+def test_it_learns_from_a_policys_proposals_and_is_judged_inside_them(
+    stages, tmp_path, policy_dir, learn_from, weights
+):
+    words = ["--policy_dir", str(policy_dir), "--beams", "10", "--max_requests", "100", "--epochs", "1"]
+    written = train(stages, tmp_path, *words, *weights, "--learn_from", learn_from)
+    report = written["report"]
+    assert report["slices"]["proposed"]["model"]["n_candidates"] == 10 * report["n_pages"]
+    assert report["calibration"] == report["slices"]["proposed"]["calibration"]
+    assert (report["order_calibration"] is not None) == bool(weights)
+    assert set(written["gates"]) == {"embedding", "sid_prefix", "valid", "search"}
+    recorded = json.loads((tmp_path / "stage.json").read_text())
+    assert recorded["settings"]["learn_from"] == learn_from
+    assert set(recorded["inputs"]) == {"data", "sids", "policy"}
+
+
+def test_judged_by_a_policy_it_stays_what_the_log_taught(stages, tmp_path, policy_dir):
+    words = ["--policy_dir", str(policy_dir), "--beams", "10", "--learn_from", "log"]
+    judged, plain = train(stages, tmp_path / "judged", *words), train(stages, tmp_path / "plain")
+    assert judged["fingerprint"] == plain["fingerprint"]
+    assert judged["report"]["calibration"] == plain["report"]["calibration"]
+    assert set(judged["report"]["slices"]) == {*plain["report"]["slices"], "proposed"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--learn_from", "proposed"], "learn_from 'proposed' needs a policy_dir"),
+        (["--policy_dir", "nowhere"], "no finished 'sft' stage"),
+        (["--max_requests", "0"], "max_requests 0 must be at least 1"),
+        (["--beams", "0"], "beams 0 must be at least 1"),
+        (["--order_weight", "-1"], "order_weight -1.0 must be at least 0"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(stages, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=message):
+        train(stages, tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_same_seed_gives_the_same_model_and_report(stages, tmp_path):
     first, second = (train(stages, tmp_path / name, "--search", "hard") for name in "ab")
     assert first["fingerprint"] == second["fingerprint"]

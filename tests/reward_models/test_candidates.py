@@ -3,7 +3,7 @@ import pytest
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.types import NO_ITEM, Action, Context, Example
-from reward_models.candidates import Kind, NegativeSampler, label_candidates, label_proposals, pad_rows
+from reward_models.candidates import Kind, NegativeSampler, add_misses, label_candidates, label_proposals, pad_rows
 from tests.fixtures import CODES, make_catalog, make_example
 
 NOTHING = np.empty(0, dtype=np.int64)
@@ -95,3 +95,45 @@ def test_a_proposed_sid_is_a_hit_whichever_of_its_items_was_meant():
     for positive in (4, 5):
         found = label_proposals([make_example([0], [positive])], np.array([[meant, 7]]), catalog=catalog)
         assert found.labels_PG.tolist() == [[1, 0]]
+
+
+def test_ordered_items_are_marked_among_positives():
+    logged = label(negatives_per_positive=1)
+    assert logged.is_ordered_PG.tolist() == [[True, False, False, False, False], [False] * 5]
+    examples = [make_example([0], [1], clicks=[2])]
+    proposed = label_proposals(examples, np.array([[2, 1, NO_ITEM, 5]]), catalog=make_catalog())
+    assert proposed.is_ordered_PG.tolist() == [[False, True, False, False]]
+
+
+def test_misses_are_added_and_hits_are_not():
+    examples = [make_example([0], [1]), make_example([3], [4])]
+    proposals = label_proposals(examples, np.array([[1, 5, 6], [7, NO_ITEM, NO_ITEM]]), catalog=make_catalog())
+    sampler = NegativeSampler(np.ones(12, dtype=int), popular_share=0.0)
+    rng = np.random.default_rng(0)
+    logged = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=0)
+    found = add_misses(logged, proposals, per_page=2, rng=rng)
+    assert [sorted(row[real]) for row, real in zip(found.rows_PG, found.is_real_PG, strict=True)] == [
+        [1, 5, 6],
+        [4, 7],
+    ]
+    assert found.labels_PG.sum() == 2
+    assert (found.kinds_PG[:, 1:] == Kind.PROPOSED).all()
+    assert found.is_ordered_PG.sum() == 2
+
+
+def test_misses_are_drawn_anew_and_without_repeats():
+    examples = [make_example([0], [1])] * 40
+    proposals = label_proposals(examples, np.tile([5, 6, 7], (40, 1)), catalog=make_catalog())
+    sampler = NegativeSampler(np.ones(12, dtype=int), popular_share=0.0)
+    rng = np.random.default_rng(0)
+    logged = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=0)
+    drawn = add_misses(logged, proposals, per_page=2, rng=rng).rows_PG[:, 1:]
+    assert {tuple(sorted(row)) for row in drawn.tolist()} == {(5, 6), (5, 7), (6, 7)}
+
+
+def test_some_pages_keep_their_candidates():
+    logged = label(negatives_per_positive=1)
+    some = logged.of_pages(np.array([1]))
+    assert len(some.contexts) == 1
+    np.testing.assert_array_equal(some.rows_PG, logged.rows_PG[1:])
+    np.testing.assert_array_equal(some.is_real_PG, logged.is_real_PG[1:])

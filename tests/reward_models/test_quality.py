@@ -6,11 +6,13 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from genrec_rl.errors import DataError
 from reward_models.quality import (
+    by_popularity,
     calibration_quality,
     equal_mass_ece,
     fit_platt,
     page_auc,
     rank_quality,
+    tie_share,
     weighted_auc,
 )
 
@@ -134,3 +136,26 @@ def test_a_model_that_ranks_the_wrong_way_round_is_not_calibrated_into_a_reward(
 def test_calibration_needs_both_labels():
     with pytest.raises(DataError, match="both labels"):
         fit_platt(np.zeros(3), np.ones(3))
+
+
+def test_ties_are_shares_of_pairs_inside_pages():
+    # page 0: .5 = .5, one of six pairs; page 1: none of one; page 2: none of one
+    assert tie_share(SCORES, IS_REAL) == pytest.approx(1 / 8)
+    assert tie_share(np.ones((2, 3)), np.ones((2, 3), bool)) == 1
+    assert tie_share(np.ones((2, 1)), np.ones((2, 1), bool)) == 0
+
+
+def test_popularity_bands_by_hand():
+    popularity = np.array([0, 0, 0, 5, 9, 9])
+    scores, labels = np.array([0.1, 0.4, 0.5, 0.5, 0.2, 0.3]), np.array([0.0, 1, 0, 1, 0, 1])
+    low, high = by_popularity(scores, labels, popularity, n_bands=2)
+    assert (low.least, low.most, high.least, high.most) == (0, 0, 5, 9)
+    assert (low.auc, high.auc) == (0.5, 1.0)
+    assert low.copc == pytest.approx(1 / 1.0)
+    assert high.copc == pytest.approx(2 / 1.0)
+    assert (low.n_candidates, high.base_rate) == (3, pytest.approx(2 / 3))
+
+
+def test_equal_popularity_is_one_band_and_one_label_has_no_auc():
+    (band,) = by_popularity(np.zeros(5), np.zeros(5), np.full(5, 3))
+    assert (band.auc, band.copc, band.n_candidates) == (None, None, 5)

@@ -1,14 +1,11 @@
-import io
-
 import numpy as np
 import pytest
-from rich.console import Console
 
-from genrec_rl.rewards.gates import GateReport
 from genrec_rl.types import Action, Context, Example
-from reward_models.candidates import NegativeSampler
-from reward_models.report import judge, plot_reliability, print_report
-from reward_models.scripted import Popularity
+from reward_models.candidates import NegativeSampler, label_proposals
+from reward_models.report import judge
+from reward_models.scripted import Constant, Popularity
+from tests.fixtures import make_catalog
 
 NOTHING = np.empty(0, dtype=np.int64)
 POPULARITY = np.array([1, 2, 4, 8, 16])
@@ -17,7 +14,7 @@ SAMPLER = NegativeSampler(POPULARITY, popular_share=0.5)
 
 def pages(exposed=True):
     """Everyone takes the most popular item, and leaves the least popular one."""
-    actions = [Action.CLICK, Action.EXPOSE] if exposed else [Action.CLICK]
+    actions = [Action.ORDER, Action.EXPOSE] if exposed else [Action.ORDER]
     items = [4, 0][: len(actions)]
     return [
         Example(
@@ -71,11 +68,46 @@ def test_every_number_has_a_name_for_the_log():
     assert {"reward/ece", "reward/slope", "reward/uniform/popularity/auc"} < set(flat)
 
 
-def test_tables_and_plot_are_made(tmp_path):
-    out = io.StringIO()
-    gates = {"embedding": GateReport(tau=0.25, positives_pass=0.95, random_pass=0.5, n_positives=30)}
-    print_report(Console(file=out, width=120), report(pages()), gates, seconds=1.0)
-    for part in ("30 pages of 30 held-out users", "exposed", "1.000 [1.000, 1.000]", "95.0%", "50.0%"):
-        assert part in out.getvalue()
-    plot_reliability(report(pages()), tmp_path / "reliability.png", name="SIM")
-    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+def test_every_slice_has_its_calibration_and_ties():
+    found = report(pages())
+    assert found.slices["exposed"].calibration.n_candidates == 60
+    assert found.slices["uniform"].calibration.base_rate == pytest.approx(1 / 6)
+    assert found.slices["exposed"].tie_share == 0
+    assert report(pages(), Constant(0.5)).slices["exposed"].tie_share == 1
+
+
+def test_popularity_bands_cover_what_calibration_covers():
+    found = report(pages())
+    assert sum(band.n_candidates for band in found.popularity_bands) == found.calibration.n_candidates
+
+
+class Orders(Popularity):
+    """Promises a click by popularity, an order never."""
+
+    def probabilities(self, contexts, candidates):
+        return {"click": super().score(contexts, candidates), "order": np.full(candidates.shape, 0.25)}
+
+    def score(self, contexts, candidates):
+        return self.probabilities(contexts, candidates)["click"] / 2
+
+
+def test_probabilities_are_held_against_their_own_labels():
+    found, plain = report(pages(), Orders(POPULARITY)), report(pages())
+    assert found.calibration == plain.calibration
+    assert found.order_calibration.base_rate == pytest.approx(1 / 3)
+    assert plain.order_calibration is None
+    assert found.flat()["reward/order/copc"] == pytest.approx(4 / 3)
+
+
+def test_proposals_are_judged_and_calibrated_on_only_where_they_were_learnt():
+    examples = pages()
+    proposed = label_proposals(examples, np.tile([4, 3, 3, 0], (30, 1)), catalog=make_catalog())
+    settings = {"sampler": SAMPLER, "popularity": POPULARITY, "negatives_per_positive": 1, "seed": 0}
+    learnt, judged = (
+        judge(Popularity(POPULARITY), examples, **settings, proposed=proposed, learnt_proposals=learnt)
+        for learnt in (True, False)
+    )
+    assert learnt.slices["proposed"] == judged.slices["proposed"]
+    assert learnt.slices["proposed"].tie_share == pytest.approx(1 / 6)
+    assert learnt.calibration == learnt.slices["proposed"].calibration
+    assert judged.calibration == report(examples).calibration

@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genrec_rl.errors import RewardError
-from genrec_rl.rewards.calibration import anchor_positives, calibrate_rewards, gate_rewards
+from genrec_rl.rewards.calibration import anchor_positives, calibrate_rewards, gate_rewards, log_odds
 
 
 def calibrated(raw, relevant=None, positive=None, **settings) -> list[list[float]]:
@@ -173,3 +175,9 @@ def test_rollouts_that_miss_and_fail_the_gate_never_earn(batch):
     raw, relevant, hit = batch
     rewards = calibrate_rewards(raw, relevant, hit).calibrated_PG
     assert rewards[~relevant & ~hit].eq(0).all()
+
+
+def test_log_odds_are_finite_at_0_and_1():
+    assert log_odds(torch.tensor([[0.5, 0.9]])).tolist() == [approx([0, math.log(9)])]
+    assert log_odds(torch.tensor([[0.0, 1.0]])).tolist() == [approx([-13.8155, 13.8155])]
+    assert log_odds(torch.tensor([[0.5]])).dtype == torch.float32

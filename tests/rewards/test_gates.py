@@ -129,12 +129,17 @@ def test_discrete_similarities_do_not_stop_the_share_that_ties_with_tau():
 def test_report_counts_positives_with_a_history_only():
     gate = SidPrefixGate(CATALOG)
     report = gate_report(gate, PAGES, CATALOG, seed=0)
-    assert report == GateReport(0.0, 0.75, report.random_pass, 4)
+    assert report == GateReport(0.0, 0.75, report.random_pass, 0.0, 4)
 
 
 def test_random_items_pass_at_the_rate_of_their_similarity():
     pages = [example([0], [0] * 500)]
     assert gate_report(SidPrefixGate(CATALOG), pages, CATALOG, seed=0).random_pass == pytest.approx(0.75, abs=0.06)
+
+
+def test_no_invalid_sid_passes_even_where_everything_does():
+    report = gate_report(ValidGate(), PAGES, CATALOG, seed=0)
+    assert (report.positives_pass, report.random_pass, report.invalid_pass) == (1, 1, 0)
 
 
 @pytest.mark.parametrize(

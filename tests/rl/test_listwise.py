@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genrec_rl.models.prefix_tree import BranchLogits
-from genrec_rl.rl.listwise import listwise_kl, reward_margins, share_out
+from genrec_rl.rl.listwise import listwise_kl, share_out
 
 ALL = torch.tensor([list(itertools.product(range(2), range(2, 4), range(4, 6)))])
 """Every SID of three levels with two codes each, tokens 0-1, 2-3, 4-5."""
@@ -31,11 +31,6 @@ def sequence_log_probs(conditionals, rollouts) -> torch.Tensor:
     return (first + later.sum(1))[None]
 
 
-def test_margins_are_log_odds_and_finite():
-    assert reward_margins(torch.tensor([[0.5, 0.9]]))[0].tolist() == pytest.approx([0, 2.1972], abs=1e-4)
-    assert reward_margins(torch.tensor([[0.0, 1.0]]))[0].tolist() == pytest.approx([-13.8155, 13.8155], abs=1e-3)
-
-
 def test_the_mass_of_the_group_stays_and_shares_go_by_exponentials():
     log_probs = torch.tensor([[0.2, 0.1]]).log()
     found = share_out(log_probs, torch.tensor([[0.0, 1.0]]), weight=2.0)
@@ -46,7 +41,7 @@ def test_the_mass_of_the_group_stays_and_shares_go_by_exponentials():
 
 def test_weight_zero_and_the_reference_itself_have_no_loss():
     reference = along(tables(0), ALL)
-    margins = torch.randn(1, 8, generator=torch.Generator().manual_seed(2)).double()
+    margins = torch.arange(8)[None].double()
     assert listwise_kl(reference, reference, ALL, margins, weight=0.0).item() == pytest.approx(0, abs=1e-12)
     assert listwise_kl(reference, reference, ALL, margins, weight=1.0).item() > 0.001
 

@@ -20,7 +20,7 @@ def rollouts(rows) -> Rollouts:
 
 
 def test_each_prompt_carries_its_own_page(policy, examples):
-    dataset = build_prompts(examples, policy.prompts)
+    dataset = build_prompts(examples, policy.prompts.prompt)
     assert dataset[3]["page"] == 3
     assert dataset[3]["prompt"] == policy.prompts.prompt(examples[3].context).tolist()
 

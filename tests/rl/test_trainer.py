@@ -16,7 +16,7 @@ from genrec_rl.rl.rollouts import RolloutScorer, sample_positives
 from genrec_rl.rl.selection import keep_best
 from genrec_rl.rl.trainer import GRPOSRTrainer
 from genrec_rl.types import NO_ITEM
-from tests.fixtures import make_policy
+from tests.fixtures import make_example, make_policy
 from tests.models.test_prefix_tree import one_by_one
 
 G = 4
@@ -36,12 +36,14 @@ def make_trainer(policy, catalog, examples, tmp_path, *, gate=None, validation=N
     defaults |= {"learning_rate": 0.1, "optim": "sgd", "max_grad_norm": 1e9, "lr_scheduler_type": "constant"}
     defaults |= {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "report_to": "none", "nll_coef": 0.3}
     defaults |= {"use_cpu": True, "disable_tqdm": True}
+    continue_page = settings.pop("continue_page", False)
     return GRPOSRTrainer(
         policy,
         args=GRPOSRConfig(**defaults | settings),
         examples=examples,
         scorer=RolloutScorer(RewardByRow(), gate, catalog),
         validation=validation,
+        continue_page=continue_page,
         peft_config=peft_config,
     )
 
@@ -366,6 +368,15 @@ def test_policy_of_real_items_is_weighed_over_real_items(catalog, examples, tmp_
     assert scored.log_probs_BGC.sum(-1).exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert torch.isfinite(scored.entropies_BGC).all()
     trainer.train()
+
+
+@pytest.mark.parametrize("continues", [False, True])
+def test_prompts_are_those_that_the_policy_recommends_by(policy, catalog, tmp_path, continues):
+    examples = [make_example([0, 4], [1])]  # all of it on the day of the request
+    trainer = make_trainer(policy, catalog, examples, tmp_path, continue_page=continues)
+    write = BeamRecommender(policy, catalog=catalog, continue_page=continues).write
+    assert trainer.train_dataset[0]["prompt"] == write(examples[0].context).tolist()
+    assert len(policy.prompts.running_prompt(examples[0].context)) != len(policy.prompts.prompt(examples[0].context))
 
 
 def test_long_pages_are_sampled_not_cut(policy, examples):

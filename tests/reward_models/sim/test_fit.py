@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.types import Action, Context, Example
-from reward_models.candidates import NegativeSampler
+from genrec_rl.types import NO_ITEM, Action, Context, Example
+from reward_models.candidates import NegativeSampler, label_proposals
 from reward_models.sim import fit as fit_module
 from reward_models.sim.fit import (
     FitSettings,
+    Proposals,
     category_search_keys,
     fit_sim,
     halve_users,
@@ -118,7 +119,83 @@ def test_nothing_to_learn_from_is_refused():
         fit(train=[])
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"misses_per_page": -1}]
+)
 def test_impossible_settings_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         FitSettings(**wrong)
+
+
+def proposals(alone, *, n_train=96):
+    """A policy that proposes one item of each parity, so that half its proposals are what the user likes."""
+    parts = []
+    for examples in (market(n_train, seed=1), market(40, seed=2)):
+        rows = np.stack([np.roll(page.items, p % 3) for p, page in enumerate(examples)])
+        rows[3::4] = NO_ITEM  # of some pages it was not asked
+        parts.append(label_proposals(examples, rows, catalog=Rows))
+    return Proposals(*parts, alone=alone)
+
+
+class Rows:
+    """A catalogue in which each item has its own SID, its row."""
+
+    codes = np.arange(N_ITEMS)
+
+    @staticmethod
+    def rows_of(codes):
+        return codes
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_it_learns_from_a_policys_proposals(alone):
+    model = fit_sim(
+        market(96, seed=1),
+        market(40, seed=2),
+        catalog=CATALOG,
+        sampler=SAMPLER,
+        search_keys=sid_search_keys(CATALOG),
+        config=CONFIG,
+        settings=SETTINGS,
+        seed=0,
+        proposed=proposals(alone),
+    )
+    pages = market(40, seed=3)
+    scores = model.score([page.context for page in pages], np.stack([page.items for page in pages]))
+    assert (scores[:, 0] > scores[:, 1]).mean() > 0.9
+    assert scores.mean() == pytest.approx(0.5, abs=0.1)  # calibrated on proposals, half of which are liked
+
+
+def test_pages_without_proposals_are_left_out_where_nothing_else_is_learnt():
+    source = fit_module._Source(market(8, seed=1), SAMPLER, SETTINGS, proposals(True, n_train=8))
+    assert source.pages().tolist() == [0, 1, 2, 4, 5, 6]
+    both = dataclasses.replace(source, proposed=proposals(False, n_train=8))
+    assert both.pages().tolist() == [*range(8)]
+
+
+def ordered_market(n_pages, *, seed):
+    """The same users, who order what they like of items below 6 and click on the rest."""
+    pages = market(n_pages, seed=seed)
+    for page in pages:
+        if page.items[0] < 6:
+            page.actions[0] = Action.ORDER
+    return pages
+
+
+def test_orders_are_learnt_apart_from_clicks():
+    settings = dataclasses.replace(SETTINGS, order_weight=1.0)
+    given = {"catalog": CATALOG, "sampler": SAMPLER, "search_keys": sid_search_keys(CATALOG), "config": CONFIG}
+    model = fit_sim(ordered_market(96, seed=1), ordered_market(40, seed=2), **given, settings=settings, seed=0)
+    pages = ordered_market(40, seed=3)
+    liked = np.stack([page.items[:1] for page in pages])
+    found = model.probabilities([page.context for page in pages], liked)
+    is_ordered = liked[:, 0] < 6
+    assert found["order"][is_ordered].mean() > 2 * found["order"][~is_ordered].mean()
+    assert found["click"][~is_ordered].mean() > 2 * found["order"][~is_ordered].mean()
+
+
+def test_orders_that_nobody_made_are_refused_before_training():
+    settings = dataclasses.replace(SETTINGS, order_weight=1.0)
+    given = {"catalog": CATALOG, "sampler": SAMPLER, "search_keys": sid_search_keys(CATALOG), "config": CONFIG}
+    with pytest.raises(DataError, match=r"0 of \d+ tuning candidates are an order"):
+        fit_sim(market(8, seed=1), market(8, seed=2), **given, settings=settings, seed=0)

@@ -6,7 +6,7 @@ import torch
 
 from genrec_rl.types import Context
 from reward_models.sim import frozen as frozen_module
-from reward_models.sim.frozen import FrozenSIM, predict_logits
+from reward_models.sim.frozen import FrozenSIM, predict_all_logits, predict_logits
 from reward_models.sim.model import Histories, ItemTables, SIMConfig, SIMNetwork
 
 N_ITEMS = 40
@@ -148,3 +148,19 @@ def test_nothing_to_score_is_an_empty_answer(shape):
 def test_an_unknown_row_is_an_error():
     with pytest.raises(IndexError):
         predict_logits(network(), USERS[:1], np.array([[N_ITEMS]]))
+
+
+@SEARCHES
+@pytest.mark.parametrize("hidden", [[16, 8], []], ids=str)
+def test_the_second_output_is_the_networks(search, hidden):
+    rng = np.random.default_rng(0)
+    codes = torch.from_numpy(rng.integers(0, 5, (N_ITEMS, 2)))
+    config = dataclasses.replace(CONFIG, search=search, hidden=hidden)
+    torch.manual_seed(0)
+    made = SIMNetwork(ItemTables(codes, torch.randn(N_ITEMS, 5), codes[:, 0]), config, predicts_orders=True).eval()
+    both = predict_all_logits(made, USERS, ROWS)
+    with torch.inference_mode():
+        packed = [Histories.pack([c], max_history=12, device=torch.device("cpu")) for c in USERS]
+        orders = torch.cat([made(h, torch.from_numpy(ROWS[p : p + 1])).order_PG for p, h in enumerate(packed)])
+    torch.testing.assert_close(both[..., 1], orders, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(both[..., 0], predict_logits(made, USERS, ROWS), atol=0, rtol=0)

@@ -168,3 +168,20 @@ def test_hard_search_has_no_loss_of_its_own():
 def test_impossible_shapes_are_refused_by_name(wrong):
     with pytest.raises(ConfigError, match=f"{next(iter(wrong))}"):
         dataclasses.replace(CONFIG, **wrong)
+
+
+def test_with_orders_the_loss_adds_their_cross_entropy():
+    found = Logits(torch.zeros(1, 2), None, order_PG=torch.tensor([[math.log(3.0), -math.log(3.0)]]))
+    labels, is_real = torch.tensor([[1.0, 1.0]]), torch.ones(1, 2, dtype=torch.bool)
+    ordered = torch.tensor([[True, False]])
+    loss = sim_loss(found, labels, is_real, alpha=1.0, beta=2.0, is_ordered_PG=ordered)
+    assert loss.item() == pytest.approx(2.0 * (math.log(2) + math.log(4 / 3)))
+
+
+def test_a_second_output_is_of_its_own():
+    torch.manual_seed(0)
+    model = SIMNetwork(tables(), CONFIG, predicts_orders=True).eval()
+    found = logits(model, [context([1, 2])], [[5, 6]])
+    assert found.order_PG.shape == found.esu_PG.shape
+    assert (found.order_PG - found.esu_PG).abs().min() > 0
+    assert logits(network(), [context([1, 2])], [[5, 6]]).order_PG is None

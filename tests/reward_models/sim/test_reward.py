@@ -13,6 +13,7 @@ from reward_models.sim import SIM
 from reward_models.sim import frozen as frozen_module
 from reward_models.sim import reward as reward_module
 from reward_models.sim.model import ItemTables, SIMConfig, SIMNetwork
+from reward_models.sim.reward import OrderOutput
 
 CONFIG = SIMConfig(dim=8, top_k=2, n_short=2, max_history=6, hidden=[16])
 
@@ -122,3 +123,46 @@ def test_a_yaml_block_loads_it_and_checks_its_catalogue(tmp_path):
     assert loaded.fingerprint == sim().fingerprint
     with pytest.raises(DataError, match="catalogue"):
         load_component(block, **load, provided={"catalog": SimpleNamespace(fingerprint="d" * 64)})
+
+
+def two_outputs(click_weight=1.0, order_weight=3.0) -> SIM:
+    torch.manual_seed(0)
+    tables = ItemTables(torch.arange(7)[:, None] % torch.tensor([2, 3]), torch.randn(7, 5), torch.arange(7) % 2)
+    order = OrderOutput(2.0, -1.0, click_weight, order_weight)
+    network = SIMNetwork(tables, CONFIG, predicts_orders=True)
+    return SIM(network, catalog_fingerprint="c" * 64, slope=1.5, intercept=0.5, order=order)
+
+
+def test_with_orders_the_reward_is_the_weighted_mean_of_calibrated_probabilities():
+    model = two_outputs()
+    logits = model._frozen.all_logits(contexts(), ROWS)
+    click, order = torch.sigmoid(1.5 * logits[..., 0] + 0.5), torch.sigmoid(2 * logits[..., 1] - 1)
+    np.testing.assert_allclose(model.score(contexts(), ROWS), ((click + 3 * order) / 4).numpy(), rtol=1e-6)
+    found = model.probabilities(contexts(), ROWS)
+    np.testing.assert_array_equal(found["order"], order.numpy())
+    assert set(sim().probabilities(contexts(), ROWS)) == {"click"}
+
+
+def test_saved_and_loaded_it_predicts_orders_and_weights_can_be_chosen_anew(tmp_path):
+    two_outputs().save_pretrained(tmp_path)
+    assert SIM.from_pretrained(tmp_path).fingerprint == two_outputs().fingerprint
+    loaded = SIM.from_pretrained(tmp_path, order_weight=0.0)
+    assert loaded.fingerprint == two_outputs(order_weight=0.0).fingerprint
+    np.testing.assert_array_equal(loaded.score(contexts(), ROWS), loaded.probabilities(contexts(), ROWS)["click"])
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 2.0), (float("nan"), 1.0), (1.0, float("inf"))])
+def test_weights_that_earn_nothing_or_less_are_refused(weights):
+    with pytest.raises(ConfigError, match="click_weight"):
+        two_outputs(*weights)
+
+
+def test_weights_of_a_model_without_orders_are_refused(tmp_path):
+    sim().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="does not predict orders, so order_weight weigh"):
+        SIM.from_pretrained(tmp_path, order_weight=1.0)
+
+
+def test_a_network_with_orders_needs_their_calibration():
+    with pytest.raises(ConfigError, match="network predicts orders, but order is None"):
+        SIM(two_outputs().network, catalog_fingerprint="c" * 64)
