@@ -29,6 +29,7 @@ from reward_models.candidates import LabelledCandidates, NegativeSampler, label_
 from reward_models.report import judge
 from reward_models.sim.fit import category_search_keys
 from reward_models.stage import Inputs, finish
+from reward_models.xgb.attributes import ATTRIBUTES, attribute_vectors
 from reward_models.xgb.features import NO_CATEGORY
 from reward_models.xgb.fit import FitSettings, fit_xgb
 
@@ -80,6 +81,7 @@ def main(argv: list[str] | None = None) -> None:
             candidates[1],
             catalog=catalog,
             categories=categories_of(dataset),
+            attributes=attributes_of(dataset),
             settings=training,
             seed=settings.seed,
             scorer=scorer,
@@ -128,6 +130,13 @@ def categories_of(dataset: Dataset) -> np.ndarray:
         return np.full(dataset.n_items, NO_CATEGORY)
     names = dataset.items["category"].to_list()
     return np.where([name is None for name in names], NO_CATEGORY, category_search_keys(names))
+
+
+def attributes_of(dataset: Dataset) -> np.ndarray | None:
+    """Return vectors of the items' attributes, or None where the table lacks the column."""
+    if ATTRIBUTES not in dataset.items.columns:
+        return None
+    return attribute_vectors(dataset.items[ATTRIBUTES].to_list())
 
 
 if __name__ == "__main__":

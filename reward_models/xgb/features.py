@@ -40,6 +40,9 @@ FEATURES = (
     "cosine_last",
     "cosine_max",
     "cosine_mean_last",
+    "attributes_last",
+    "attributes_max",
+    "attributes_mean_last",
     "prefix_1_share",
     "prefix_1_steps",
     "prefix_2_share",
@@ -57,11 +60,16 @@ FEATURES = (
 
 @dataclass(frozen=True, eq=False)
 class ItemTables:
-    """What is known of catalogue rows: ``codes`` (N L), unit ``vectors`` (N D), ``categories`` (N), -1 for none."""
+    """What is known of catalogue rows.
+
+    ``codes`` (N L), unit ``vectors`` (N D), ``categories`` (N), -1 for none; ``attributes`` (N A), unit vectors of what
+    items have in common (``attribute_vectors``), zero for an item without any, None where the table has none.
+    """
 
     codes: Int[np.ndarray, "N L"]
     vectors: Float32[np.ndarray, "N D"]
     categories: Int[np.ndarray, " N"]
+    attributes: Float32[np.ndarray, "N A"] | None = None
 
     @cached_property
     def prefixes(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
@@ -112,7 +120,8 @@ def _features(
         counts.days_since_taken(rows_PG, time_PG),
         (popularity_PG + PRIOR_TAKEN) / (counts.shown_before(rows_PG, time_PG) + 2 * PRIOR_TAKEN),
         *_transitions(counts, contexts, history_PH[:, :N_LAST], is_item_PH[:, :N_LAST], rows_PG, popularity_PG),
-        *_cosines(items, history_PH, is_item_PH, rows_PG),
+        *_cosines(items.vectors, history_PH, is_item_PH, rows_PG),
+        *_cosines(items.attributes, history_PH, is_item_PH, rows_PG),
     ]
     for key in (*items.prefixes, items.categories):
         is_same_PGH = (key[rows_PG][..., None] == key[history_PH][:, None]) & is_item_PH[:, None]
@@ -163,13 +172,15 @@ def _transitions(
 
 
 def _cosines(
-    items: ItemTables,
+    vectors: Float32[np.ndarray, "N D"] | None,
     history_PH: Int64[np.ndarray, "P H"],
     is_item_PH: Bool[np.ndarray, "P H"],
     rows_PG: Int[np.ndarray, "P G"],
 ) -> list[np.ndarray]:
     """Return a candidate's cosine to the last item, the largest to any, and the mean to the last few."""
-    cosine_PGH = items.vectors[rows_PG] @ items.vectors[history_PH].transpose(0, 2, 1)
+    if vectors is None:
+        return [np.full(rows_PG.shape, np.nan)] * 3
+    cosine_PGH = vectors[rows_PG] @ vectors[history_PH].transpose(0, 2, 1)
     has_any_P1 = is_item_PH[:, :1]
     largest_PG = np.where(is_item_PH[:, None], cosine_PGH, -np.inf).max(-1)
     is_last_PH = is_item_PH[:, :N_LAST]

@@ -60,6 +60,7 @@ def fit_xgb(
     *,
     catalog: Catalog,
     categories: Int[np.ndarray, " n"],
+    attributes: Float32[np.ndarray, "n A"] | None = None,
     settings: FitSettings,
     seed: int,
     scorer: RewardModel | None = None,
@@ -72,6 +73,7 @@ def fit_xgb(
         tuning: labelled candidates of held-out requests: they choose the number of trees and the calibration.
         catalog: SID codes and vectors of the items.
         categories: each row's category, -1 for none.
+        attributes: each row's ``attribute_vectors``; None: trees see none.
         settings: how to train.
         seed: of the trees' samples.
         scorer: another reward model, such as SIM, whose log-odds the trees see too.
@@ -82,7 +84,7 @@ def fit_xgb(
     for name, part in (("taught", taught), ("tuning", tuning)):
         if len(np.unique(part.labels_PG[part.is_real_PG])) < 2:
             raise DataError(f"XGB: {part.is_real_PG.sum()} {name} candidates lack a positive or a negative")
-    items = ItemTables(catalog.codes, np.asarray(catalog.vectors, np.float32), categories)
+    items = ItemTables(catalog.codes, np.asarray(catalog.vectors, np.float32), categories, attributes)
     counts = LogCounts.fit(pages, n_items=len(categories))
     learnt = taught.rows_PG[taught.is_real_PG]
     extras = Extras(scorer, KnownNames.of(items, learnt) if settings.named_columns else None)

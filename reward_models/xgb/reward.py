@@ -156,7 +156,7 @@ class XGB(RewardModel):
         return cls(
             booster,
             LogCounts(values["n_items"], *(tables[name] for name in _COUNTED)),
-            ItemTables(tables["codes"], tables["vectors"], tables["categories"]),
+            ItemTables(tables["codes"], tables["vectors"], tables["categories"], tables.get("attributes")),
             catalog_fingerprint=values["catalog_fingerprint"],
             max_history=values["max_history"],
             calibration=Platt(values["slope"], values["intercept"]),
@@ -182,6 +182,7 @@ class XGB(RewardModel):
             "codes": self.items.codes,
             "vectors": self.items.vectors,
             "categories": self.items.categories,
+            **({} if self.items.attributes is None else {"attributes": self.items.attributes}),
             **({} if names is None else dict(zip(_KNOWN, (names.categories, names.first_codes), strict=True))),
         }
         return {

@@ -23,10 +23,10 @@ def context(history, *, time=101 * DAY, days=None) -> Context:
     return Context("u", time, np.array(history, np.int32), times, np.arange(n, dtype=np.int32))
 
 
-def features(history, candidates, *, max_history=50, **asked) -> dict[str, list[float]]:
+def features(history, candidates, *, max_history=50, items=ITEMS, **asked) -> dict[str, list[float]]:
     counts = LogCounts.fit(PAGES, n_items=12)
     found = request_features(
-        counts, ITEMS, [context(history, **asked)], np.array([candidates]), max_history=max_history
+        counts, items, [context(history, **asked)], np.array([candidates]), max_history=max_history
     )
     assert found.shape == (1, len(candidates), len(FEATURES))
     assert found.dtype == np.float32
@@ -61,6 +61,15 @@ def test_cosines_are_to_the_last_the_nearest_and_the_last_few():
     assert found["cosine_mean_last"] == [0.5, 0.5, 0]
 
 
+def test_attributes_have_cosines_of_their_own_and_are_missing_without_any():
+    assert np.isnan(features([3, 7], [3])["attributes_max"]).all()
+    described = replace(ITEMS, attributes=np.repeat(np.eye(6, dtype=np.float32), 2, axis=0))
+    found = features([3, 7], [2, 6, 0], items=described)  # items 2 and 3 are alike, 6 and 7 too
+    assert found["attributes_last"] == [0, 1, 0]
+    assert found["attributes_max"] == [1, 1, 0]
+    assert found["attributes_mean_last"] == [0.5, 0.5, 0]
+
+
 def test_prefixes_count_shares_and_steps_back():
     # codes: item 0 (0 0 0), 1 (0 0 1), 2 (0 1 0), 4 (1 0 0)
     found = features([1, 2, 4], [0])
@@ -91,6 +100,7 @@ def test_new_user_misses_what_needs_a_history():
     assert missing == {
         *("cosine_last", "cosine_max", "cosine_mean_last", "prefix_1_share", "prefix_1_steps", "prefix_2_share"),
         *("prefix_2_steps", "category_share", "category_steps", "seen_steps", "days_since_last"),
+        *("attributes_last", "attributes_max", "attributes_mean_last"),
     }
     assert found["follows"] == [0]
 

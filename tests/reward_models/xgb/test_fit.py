@@ -5,6 +5,7 @@ from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import NO_ITEM
 from reward_models.candidates import label_proposals
 from reward_models.xgb.features import NO_CATEGORY
+from reward_models.xgb import XGB
 from reward_models.xgb.fit import FitSettings, fit_xgb
 from tests.fixtures import make_catalog, make_example
 
@@ -34,6 +35,17 @@ def fit(objective="binary:logistic", **settings):
 
 def fit_with(examples, taught, tuning, settings):
     return fit_xgb(examples, taught, tuning, catalog=make_catalog(), categories=CATEGORIES, settings=settings, seed=0)
+
+
+def test_attributes_are_seen_by_what_is_saved_too(tmp_path):
+    (examples, taught), (_, tuning) = market(200, seed=0), market(60, seed=1)
+    settings = FitSettings(n_trees=5, n_threads=1, min_child_weight=1.0)
+    given = {"catalog": make_catalog(), "categories": CATEGORIES, "settings": settings, "seed": 0}
+    model = fit_xgb(examples, taught, tuning, attributes=np.eye(12, dtype=np.float32), **given)
+    model.save_pretrained(tmp_path)
+    loaded = XGB.from_pretrained(tmp_path, catalog=make_catalog())
+    np.testing.assert_array_equal(loaded.items.attributes, np.eye(12))
+    assert model.fingerprint != fit_xgb(examples, taught, tuning, **given).fingerprint
 
 
 @pytest.mark.parametrize("objective", ["binary:logistic", "rank:ndcg"])
