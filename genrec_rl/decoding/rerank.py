@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
@@ -24,7 +26,11 @@ def rerank(proposed: Rollouts, reward_model: RewardModel, contexts: Sequence[Con
     """Return proposals in their new order; ``log_probs_PG`` then holds the scores that order them."""
     rewards_PG = score_candidates(reward_model, contexts, proposed.rows_PG.numpy()).astype(np.float64)
     odds_PG = np.log(rewards_PG.clip(_EPSILON)) - np.log((1 - rewards_PG).clip(_EPSILON))
-    scores_PG = proposed.log_probs_PG + weight * torch.from_numpy(odds_PG).float()
+    return reorder(proposed, proposed.log_probs_PG + weight * torch.from_numpy(odds_PG).float())
+
+
+def reorder(proposed: Rollouts, scores_PG: Float[Tensor, "P G"]) -> Rollouts:
+    """Return proposals by falling score, which then stands in ``log_probs_PG``; of equal ones the earlier first."""
     order_PG = scores_PG.argsort(dim=1, descending=True, stable=True)
     return Rollouts(
         sids_PGL=proposed.sids_PGL.take_along_dim(order_PG[..., None], dim=1),
