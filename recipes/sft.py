@@ -6,7 +6,7 @@ Reads   the prepared data (recipes/prepare.py) and the catalogue (recipes/build_
 Writes  the policy with the best validation NDCG@10: model.safetensors, config.json (with the prompt grammar's
         hash), tokenizer; metrics.jsonl; the offline W&B run; checkpoints.
 Watch   eval/ndcg@10 rises while eval/har@10 (share of invented SIDs in free beams) falls; with values eval/value@10,
-        and train/value_nll, which begins near the log of the number of value tokens.
+        and train/value_nll.
 """
 
 import time

@@ -67,8 +67,7 @@ def pack(
     taught = np.union1d(dataset.split.train, dataset.split.valid) if learn_valid else dataset.split.train
     train = answers_of(dataset.pages, taught, target=target, **limits)
     valid = answers_of(dataset.pages, dataset.split.valid, target="item", **limits)
-    plan = weights or WeightPlan()
-    worth = worth_of(train, dataset.split.train, policy, teaches_value=teaches_value, plan=plan)
+    worth = worth_of(train, dataset.split.train, policy, teaches_value=teaches_value, plan=weights or WeightPlan())
     if packing == "none":
         train_rows = build_rows(train, policy.prompts, worth, history_dropout=history_dropout)
         return Packed(train_rows, build_rows(valid, policy.prompts))
