@@ -73,7 +73,7 @@ def test_report_compares_both_policies_and_the_bars(runs):
 def test_values_are_taught_saved_and_asked_for(runs, tmp_path, softmax):
     stages = ["--data_dir", str(runs / "data"), "--sid_dir", str(runs / "sids")]
     words = ["--target", "running", "--n_value_buckets", "4", "--value_user_weight", "1", "--softmax", softmax]
-    words += ["--action_weights", "2", "1", "0.5"]
+    words += ["--action_weights", "2", "1", "0.5", "--logging_steps", "1"]
     sft.main([*stages, *SMALL_POLICY, *words, "--output_dir", str(tmp_path / "vsl")])
     assert len(json.loads((tmp_path / "vsl" / "config.json").read_text())["value_means"]) == 5
     rows = [json.loads(line) for line in (tmp_path / "vsl" / "metrics.jsonl").read_text().splitlines()]
