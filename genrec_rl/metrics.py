@@ -2,7 +2,8 @@
 
 Definitions: an invalid SID (``NO_ITEM``) keeps its rank, and a repeated item counts once, at its best rank.
 Accuracy, validity and reward metrics return one number per request, so that any of them can be averaged,
-paired and resampled. Concentration metrics describe all lists together and return one number.
+paired and resampled; NaN stands for a request that a metric is not defined for, which is left out of its mean.
+Concentration metrics describe all lists together and return one number.
 
     P   requests    K   ranks, best first    D   positives of all requests    U   users    C   columns
 """
@@ -66,6 +67,28 @@ def ndcg(rows_PK: Rows, positives: Ragged, *, k: int, gains: Ragged | None = Non
     return reached / (ideal @ discounts[: ideal.shape[1]])
 
 
+def value_recall(rows_PK: Rows, positives: Ragged, values: Ragged, *, k: int) -> PerRequest:
+    """Return value@k: the value of each request's positives found in its first k ranks over the value of all of them.
+
+    NaN where no positive has a value above 0.
+
+    Args:
+        rows_PK: recommended rows, best first.
+        positives: rows of D+ per request.
+        values: what each is worth, at least 0, parallel to ``positives``.
+        k: ranks that count.
+    """
+    found = value_by_rank(rows_PK, positives, values, k=k).sum(axis=1)
+    request_D, _, gain_D = _distinct_positives(*_worthy(positives, values))
+    total = np.bincount(request_D, weights=gain_D, minlength=len(positives))
+    return np.divide(found, total, out=np.full(len(positives), np.nan), where=total > 0)
+
+
+def value_by_rank(rows_PK: Rows, positives: Ragged, values: Ragged, *, k: int) -> Float[np.ndarray, "P k"]:
+    """Return what each of the first k ranks was worth: its item's value, if it is a positive not found before."""
+    return _gains_by_rank(rows_PK, *_worthy(positives, values), k)
+
+
 def hallucination_rate(rows_PK: Rows, *, k: int) -> PerRequest:
     """Return HaR@k: the share of invalid SIDs in the first k ranks. A trie makes it 0 by construction."""
     return (_top(rows_PK, k) == NO_ITEM).mean(axis=1)
@@ -94,6 +117,19 @@ def long_tail_share(
     return is_tail[_top(rows_PK, k)].mean(axis=1)
 
 
+def head_share(rows_PK: Rows, amounts_N: Float[np.ndarray, " N"], *, k: int, share: float = 0.01) -> PerRequest:
+    """Return the share of the first k ranks given to the top ``share`` of items by an amount, such as past value."""
+    is_head = np.zeros(len(amounts_N) + 1, dtype=bool)
+    is_head[_head(amounts_N, share)] = True
+    return is_head[_top(rows_PK, k)].mean(axis=1)  # NO_ITEM looks at the last cell, which is False
+
+
+def top_share(amounts_N: Float[np.ndarray, " N"], *, share: float) -> float:
+    """Return what part of a total the top ``share`` of items holds, at least one item; NaN if the total is 0."""
+    total = amounts_N.sum()
+    return float(amounts_N[_head(amounts_N, share)].sum() / total) if total > 0 else float("nan")
+
+
 def coverage(rows_PK: Rows, *, k: int, n_items: int) -> float:
     """Return the share of the catalogue that stands in at least one request's first k ranks."""
     return int((_exposures(rows_PK, k=k, n_items=n_items) > 0).sum()) / n_items
@@ -116,11 +152,16 @@ def gini(rows_PK: Rows, *, k: int, n_items: int) -> float:
 
     NaN if no recommendation is valid.
     """
-    counts = np.sort(_exposures(rows_PK, k=k, n_items=n_items))
-    if counts[-1] == 0:
+    return gini_of(_exposures(rows_PK, k=k, n_items=n_items))
+
+
+def gini_of(amounts_N: Int[np.ndarray, " N"] | Float[np.ndarray, " N"]) -> float:
+    """Return the Gini coefficient of amounts of at least 0; NaN if all are 0."""
+    amounts = np.sort(amounts_N)
+    if amounts[-1] == 0:
         return float("nan")
-    weights = 2 * np.arange(1, n_items + 1) - n_items - 1
-    return float(weights @ counts / (n_items * counts.sum()))
+    weights = 2 * np.arange(1, len(amounts) + 1) - len(amounts) - 1
+    return float(weights @ amounts / (len(amounts) * amounts.sum()))
 
 
 def user_bootstrap(
@@ -153,7 +194,8 @@ def bootstrap_columns(
 ) -> dict[Name, Interval]:
     """Return an interval for each column; all columns see the same draws of users.
 
-    A draw takes as many users as there are, with replacement, each with all its requests.
+    A draw takes as many users as there are, with replacement, each with all its requests. Of a column with NaN only
+    the other requests count, and only draws that hold one.
     """
     if not columns:
         return {}
@@ -161,13 +203,25 @@ def bootstrap_columns(
     if len(values_PC) != len(user_ids) or not len(values_PC):
         raise DataError(f"bootstrap: {len(values_PC)} values for {len(user_ids)} user ids; give one id a value")
     users, user_of_request = np.unique(np.asarray(user_ids), return_inverse=True)
-    totals_UC = np.zeros((len(users), values_PC.shape[1] + 1))
-    np.add.at(totals_UC, user_of_request, np.column_stack([values_PC, np.ones(len(values_PC))]))
+    n_columns = values_PC.shape[1]
+    is_defined_PC = ~np.isnan(values_PC)
+    partial = np.flatnonzero(~is_defined_PC.all(axis=0))
+    added = (np.where(is_defined_PC, values_PC, 0.0), np.ones(len(values_PC)), is_defined_PC[:, partial])
+    totals_UC = np.zeros((len(users), n_columns + 1 + len(partial)))
+    np.add.at(totals_UC, user_of_request, np.column_stack(added))
     drawn = _draw_users(totals_UC, n=n, seed=seed)
-    low_C, high_C = np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0)
+    means = drawn[:, :n_columns] / drawn[:, n_columns, None]
+    low_C, high_C = np.percentile(means, [2.5, 97.5], axis=0)
+    mean_C = values_PC.mean(axis=0)
+    for place, column in enumerate(partial):
+        count = drawn[:, n_columns + 1 + place]
+        held = drawn[count > 0, column] / count[count > 0]
+        low_C[column], high_C[column] = np.percentile(held, [2.5, 97.5]) if len(held) else (np.nan, np.nan)
+        defined = values_PC[is_defined_PC[:, column], column]
+        mean_C[column] = defined.mean() if len(defined) else np.nan
     return {
         name: Interval(float(mean), float(low), float(high))
-        for name, mean, low, high in zip(columns, values_PC.mean(axis=0), low_C, high_C, strict=True)
+        for name, mean, low, high in zip(columns, mean_C, low_C, high_C, strict=True)
     }
 
 
@@ -191,6 +245,12 @@ def _top(values_PK: np.ndarray, k: int) -> np.ndarray:
     return values_PK[:, :k]
 
 
+def _head(amounts_N: Float[np.ndarray, " N"], share: float) -> Int[np.ndarray, " n"]:
+    if not 0 < share <= 1:
+        raise ConfigError(f"share {share} of items must be above 0 and at most 1")
+    return np.argsort(-amounts_N, kind="stable")[: int(np.ceil(share * len(amounts_N)))]
+
+
 def _exposures(rows_PK: Rows, *, k: int, n_items: int) -> Int[np.ndarray, " n_items"]:
     rows = _top(rows_PK, k)
     return np.bincount(rows[rows != NO_ITEM], minlength=n_items)
@@ -209,6 +269,15 @@ def _gains_by_rank(rows_PK: Rows, positives: Ragged, gains: Ragged | None, k: in
     padded_key_D, padded_gain_D = np.append(key_D, -1), np.append(gain_D, 0.0)
     is_counted_PK = (padded_key_D[place_PK] == key_PK) & (rows_PK != NO_ITEM) & _is_first(rows_PK)
     return np.where(is_counted_PK, padded_gain_D[place_PK], 0.0)
+
+
+def _worthy(positives: Ragged, values: Ragged) -> tuple[Ragged, Ragged]:
+    """Leave out positives that are worth nothing."""
+    is_worthy = [np.asarray(value) > 0 for value in values]
+    return tuple(  # type: ignore[return-value]
+        [np.asarray(part)[chosen] for part, chosen in zip(parts, is_worthy, strict=True)]
+        for parts in (positives, values)
+    )
 
 
 def _ideal_gains(positives: Ragged, gains: Ragged | None, *, k: int | None) -> Float[np.ndarray, "P width"]:

@@ -47,18 +47,26 @@ class Context:
 class Example:
     """One request: its context, and the page that followed in target order (GenRec, eq. 3).
 
-    ``items`` and ``actions`` are parallel: ordered items first, then clicked, then exposed.
+    ``items`` and ``actions`` are parallel: ordered items first, then clicked, then exposed. So is ``values``, what
+    each item was worth (at least 0); None where the data do not say.
     """
 
     request_id: str
     context: Context
     items: Int[np.ndarray, " m"]
     actions: Int8[np.ndarray, " m"]
+    values: Float[np.ndarray, " m"] | None = None
 
     @property
     def positives(self) -> Int[np.ndarray, " p"]:
         """Rows of D+ = ordered and clicked, in target order."""
         return self.items[self.actions >= Action.CLICK]
+
+    @property
+    def positive_values(self) -> Float[np.ndarray, " p"]:
+        """What each of D+ was worth, in target order: 0 where the data do not say."""
+        is_positive = self.actions >= Action.CLICK
+        return np.zeros(int(is_positive.sum())) if self.values is None else self.values[is_positive]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,15 +15,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genrec_rl.config import parse_recipe
-from genrec_rl.data.store import load_dataset
+from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import baseline_systems
-from genrec_rl.evaluation.evaluate import Plan, describe, evaluate
+from genrec_rl.evaluation.evaluate import Plan, System, describe, evaluate
 from genrec_rl.evaluation.plots import plot_all
-from genrec_rl.evaluation.policies import BeamOptions, parse_policies, policy_systems, reranked_systems
+from genrec_rl.evaluation.policies import (
+    BeamOptions,
+    parse_policies,
+    policy_systems,
+    reranked_systems,
+    valued_systems,
+)
 from genrec_rl.evaluation.predictions import PredictionsWriter
 from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
 from genrec_rl.rewards.components import load_reward_model, read_block
+from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import (
     PROJECT,
@@ -50,6 +57,10 @@ class Settings:
     )
     rerank: float | None = field(
         default=None, metadata={"help": "weight of the reward's log-odds: adds each policy re-ranked by reward_model"}
+    )
+    rerank_value: float | None = field(
+        default=None,
+        metadata={"help": "weight of log1p of the expected value: adds each policy with value tokens re-ranked"},
     )
     reward_dir: str | None = field(default=None, metadata={"help": "folder to load reward_model from, over its path"})
     trusted_packages: list[str] = field(default_factory=list, metadata={"help": "further packages to load from"})
@@ -96,6 +107,24 @@ def reward_block(settings: Settings) -> Mapping[str, Any] | None:
     return block
 
 
+def choose_systems(
+    settings: Settings,
+    dataset: Dataset,
+    catalog: Catalog,
+    policies: Mapping[str, Path],
+    options: BeamOptions,
+    scorers: Mapping[str, RewardModel],
+) -> list[System]:
+    """Return the baselines, the policies, and the policies re-ranked, as asked for."""
+    asked = policy_systems(policies, catalog, options)
+    systems = [*(baseline_systems(dataset, catalog) if settings.baselines else []), *asked]
+    if settings.rerank is not None:
+        systems += reranked_systems(asked, scorers["R"], weight=settings.rerank)
+    if settings.rerank_value is not None:
+        systems += valued_systems(policies, asked, weight=settings.rerank_value)
+    return systems
+
+
 def main(argv: list[str] | None = None) -> None:
     (settings,) = parse_recipe([Settings], __file__, argv)
     started, output_dir = time.time(), Path(settings.output_dir)
@@ -125,11 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     if block is not None:
         scorers["R"] = load_reward_model(block, catalog=catalog, trusted_packages=settings.trusted_packages)
     examples = list(dataset.examples(settings.split, max_history=settings.max_history))[: settings.max_requests]
-    systems = baseline_systems(dataset, catalog) if settings.baselines else []
-    asked = policy_systems(policies, catalog, options)
-    systems += asked
-    if settings.rerank is not None:
-        systems += reranked_systems(asked, scorers["R"], weight=settings.rerank)
+    systems = choose_systems(settings, dataset, catalog, policies, options, scorers)
     samples = Samples(examples, titles=dataset.titles, seed=settings.seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     with (
@@ -142,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
             examples,
             catalog=catalog,
             popularity=dataset.popularity,
+            item_values=dataset.item_values,
             plan=plan,
             scorers=scorers,
             protocol=describe(dataset, catalog, scorers, split=settings.split, max_requests=settings.max_requests,

@@ -79,9 +79,16 @@ def print_card(card: DatasetCard) -> None:
     table.add_row("clicked or ordered per page", f"{card.positives_per_page:.2f}")
     table.add_row("pages with several of them", f"{card.share_several_positives:.1%}")
     table.add_row("pages with none", f"{card.share_without_positive:.1%}")
+    if card.value is not None:
+        table.add_row("positives worth more than 0", f"{card.value.share_with_value:.1%}")
+        table.add_row("value held by the top 1 % of items", f"{card.value.top_1_percent:.1%}")
+        table.add_row("value held by the top 10 % of items", f"{card.value.top_10_percent:.1%}")
+        table.add_row("Gini of value over items", f"{card.value.gini:.2f}")
     console = Console()
     console.print(table)
     console.print(card.page, soft_wrap=True, markup=False)
+    if card.value is not None:
+        console.print(card.value.meaning, soft_wrap=True, markup=False)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -5,16 +5,22 @@
 Reads   the prepared data (recipes/prepare.py) and the catalogue (recipes/build_sids.py).
 Writes  the policy with the best validation NDCG@10: model.safetensors, config.json (with the prompt grammar's
         hash), tokenizer; metrics.jsonl; the offline W&B run; checkpoints.
-Watch   eval/ndcg@10 rises while eval/har@10 (share of invented SIDs in free beams) falls.
+Watch   eval/ndcg@10 rises while eval/har@10 (share of invented SIDs in free beams) falls; with values eval/value@10,
+        and train/value_nll.
 """
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
 from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
+
+if TYPE_CHECKING:
+    from genrec_rl.data.values import ValueBuckets
+    from genrec_rl.models.policy import Policy
+    from genrec_rl.sids.catalog import Catalog
 
 
 @dataclass
@@ -65,6 +71,21 @@ class Settings:
         default=False,
         metadata={"help": "learn the validation pages too, to serve: no choice can be made by them then"},
     )
+    n_value_buckets: int = field(
+        default=0,
+        metadata={"help": "equal-frequency buckets of what an item was worth, a token of which is taught behind it "
+                  "(target item or running; value_coef); GR4AD: 32 | 0: off"},
+    )  # fmt: skip
+    value_user_weight: float = field(
+        default=0.0, metadata={"help": "strength of a user's training value in the weight of his answers | 0: off"}
+    )
+    action_weights: list[float] = field(
+        default_factory=lambda: [1.0, 1.0, 1.0],
+        metadata={"help": "weights of an ordered, a clicked and an exposed item in an answer"},
+    )
+    value_weight_clip: float = field(
+        default=99.0, metadata={"help": "percentile that larger weights are cut to; 100: none is"}
+    )
     lora: dict | str | None = field(default=None, metadata={"help": "peft.LoraConfig arguments, e.g. {r: 16}"})
     eval_beams: int = field(default=20, metadata={"help": "beams of the validation metrics"})
     eval_hallucination: bool = field(
@@ -77,29 +98,13 @@ class Settings:
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
 
 
-def main(argv: list[str] | None = None) -> None:
-    from genrec_rl.data.store import load_dataset
-    from genrec_rl.decoding.recommender import BeamRecommender
-    from genrec_rl.decoding.validation import Validation
-    from genrec_rl.models.lora import lora_config, merge_lora
+def make_policy(settings: Settings, catalog: "Catalog", *, values: "ValueBuckets | None", seed: int) -> "Policy":
+    """Make the untrained policy."""
     from genrec_rl.models.policy import BackboneSize, create_policy
     from genrec_rl.models.prompts import PromptGrammar
-    from genrec_rl.sft.callbacks import TrackerCallback, use_progress_bar
-    from genrec_rl.sft.packing import pack
-    from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
-    from genrec_rl.sids.catalog import Catalog
 
-    settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
-    if settings.learn_valid and args.load_best_model_at_end:
-        raise ConfigError("learn_valid teaches the pages that would choose; set load_best_model_at_end: false")
-    started = time.time()
-    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
-    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
-                            made_from={"data": settings.data_dir})  # fmt: skip
-    catalog = Catalog.load(sid_dir)
-    catalog.check_items(dataset.items_fingerprint)
     size = BackboneSize(settings.hidden_size, settings.num_layers, settings.num_heads, settings.intermediate_size)
-    policy = create_policy(
+    return create_policy(
         catalog,
         grammar=PromptGrammar(settings.merge, settings.separator, settings.max_history, settings.page_items),
         backbone=settings.backbone or size,
@@ -109,8 +114,34 @@ def main(argv: list[str] | None = None) -> None:
         item_embedding=settings.item_embedding,
         item_dropout=settings.item_dropout,
         softmax=settings.softmax,
-        seed=args.seed,
+        values=values,
+        seed=seed,
     )
+
+
+def main(argv: list[str] | None = None) -> None:
+    from genrec_rl.data.store import load_dataset
+    from genrec_rl.decoding.recommender import BeamRecommender
+    from genrec_rl.decoding.validation import Validation
+    from genrec_rl.models.lora import lora_config, merge_lora
+    from genrec_rl.sft.callbacks import TrackerCallback, use_progress_bar
+    from genrec_rl.sft.packing import pack
+    from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
+    from genrec_rl.sft.worth import WeightPlan, training_buckets
+    from genrec_rl.sids.catalog import Catalog
+
+    settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
+    if settings.learn_valid and args.load_best_model_at_end:
+        raise ConfigError("learn_valid teaches the pages that would choose; set load_best_model_at_end: false")
+    weights = WeightPlan(settings.value_user_weight, tuple(settings.action_weights), settings.value_weight_clip)
+    started = time.time()
+    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
+    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
+                            made_from={"data": settings.data_dir})  # fmt: skip
+    catalog = Catalog.load(sid_dir)
+    catalog.check_items(dataset.items_fingerprint)
+    values = training_buckets(dataset, n_buckets=settings.n_value_buckets)
+    policy = make_policy(settings, catalog, values=values, seed=args.seed)
     valid = dataset.examples("valid", max_history=settings.max_history)
     rows = pack(
         dataset,
@@ -122,6 +153,8 @@ def main(argv: list[str] | None = None) -> None:
         max_exposed=settings.max_exposed,
         history_dropout=settings.history_dropout,
         learn_valid=settings.learn_valid,
+        teaches_value=values is not None and args.value_coef > 0,
+        weights=weights,
     )
     with Tracker(
         args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
@@ -136,6 +169,7 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=policy.tokenizer,
             peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
             callbacks=[TrackerCallback(tracker)],
+            value_tokens=policy.vocab.value_tokens,
             validation=Validation(
                 valid,
                 BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),

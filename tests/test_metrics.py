@@ -291,3 +291,68 @@ def test_torchmetrics_agrees_on_graded_relevance(gains, k):
         float(retrieval.retrieval_normalized_dcg(preds, torch.tensor(gains, dtype=torch.long), top_k=k)),
         rel=1e-5,
     )
+
+
+def test_value_recall_is_the_share_of_the_pages_value_in_the_first_k():
+    rows = np.array([[4, 7, 1], [4, 7, 1], [4, 4, 9]])
+    positives, values = pages([7, 1, 2], [1], [4, 9]), pages([6.0, 0.0, 2.0], [5.0], [1.0, 3.0])
+    np.testing.assert_allclose(metrics.value_recall(rows, positives, values, k=2), [0.75, 0, 0.25])
+    np.testing.assert_allclose(metrics.value_recall(rows, positives, values, k=3), [0.75, 1, 1])
+
+
+def test_value_recall_of_equal_values_is_recall():
+    rows = np.array([[4, 7, NO_ITEM], [5, 6, 8]])
+    positives = pages([7, 1, 2], [5, 8])
+    expected = metrics.recall(rows, positives, k=2)
+    values = [np.full(len(page), 3.5) for page in positives]
+    np.testing.assert_allclose(metrics.value_recall(rows, positives, values, k=2), expected)
+
+
+def test_value_recall_of_a_page_worth_nothing_is_undefined():
+    found = metrics.value_recall(np.array([[4], [4]]), pages([4], [4]), pages([0.0], [2.0]), k=1)
+    assert np.isnan(found).tolist() == [True, False]
+
+
+def test_value_by_rank_counts_a_repeated_item_once():
+    found = metrics.value_by_rank(np.array([[4, 4, 7]]), pages([4, 7]), pages([2.0, 0.0]), k=3)
+    assert found.tolist() == [[2, 0, 0]]
+
+
+def test_head_share_counts_ranks_of_the_items_with_the_largest_amounts():
+    amounts = np.array([5.0, 1, 9, 0])
+    rows = np.array([[2, 0, NO_ITEM], [3, 1, 2]])
+    np.testing.assert_allclose(metrics.head_share(rows, amounts, k=3, share=0.25), [1 / 3, 1 / 3])
+    np.testing.assert_allclose(metrics.head_share(rows, amounts, k=2, share=0.5), [1, 0])
+
+
+def test_top_share_takes_at_least_one_item():
+    assert metrics.top_share(np.array([1.0, 6, 3]), share=0.01) == 0.6
+    assert metrics.top_share(np.array([1.0, 6, 3]), share=0.5) == 0.9
+    assert math.isnan(metrics.top_share(np.zeros(3), share=0.1))
+
+
+@pytest.mark.parametrize("share", [0, 1.5, float("nan")])
+def test_share_that_is_none_is_refused(share):
+    with pytest.raises(ConfigError, match="above 0 and at most 1"):
+        metrics.top_share(np.ones(3), share=share)
+
+
+def test_gini_of_amounts_is_0_when_equal_and_1_less_1_over_n_for_one_holder():
+    assert metrics.gini_of(np.full(4, 2.5)) == pytest.approx(0)
+    assert metrics.gini_of(np.array([0, 0, 0, 2.5])) == pytest.approx(0.75)
+
+
+def test_undefined_requests_are_left_out_of_a_mean_and_its_interval():
+    users = np.array(["a", "b", "c", "d", "e"])
+    values = np.array([1.0, np.nan, 0.0, np.nan, 1.0])
+    whole = np.arange(5.0)
+    found = metrics.bootstrap_columns({"part": values, "whole": whole}, users, n=500, seed=0)
+    assert found["part"].mean == pytest.approx(2 / 3)
+    assert 0 <= found["part"].low < found["part"].high == 1
+    assert found["whole"] == metrics.bootstrap_columns({"whole": whole}, users, n=500, seed=0)["whole"]
+
+
+def test_column_that_is_nowhere_defined_has_no_mean():
+    found = metrics.bootstrap_columns({"x": np.full(3, np.nan)}, ["a", "b", "c"], n=10, seed=0)["x"]
+    assert math.isnan(found.mean)
+    assert math.isnan(found.low)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from genrec_rl.errors import DataError
 from genrec_rl.types import Action
 
 ACTIONS: Mapping[str, Action] = {action.name.lower(): action for action in Action}
-EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "action", "request_id", "position")
+EVENT_COLUMNS = ("user_id", "item_id", "timestamp", "action", "request_id", "position", "value")
 LAST_SECOND = 99_999_999_999
 """Year 5138. A larger integer timestamp is taken for milliseconds and refused."""
 
@@ -28,8 +29,9 @@ _ROW = "__row__"
 class SourceTables:
     """What a source hands over: the two tables, and the words that say where they come from.
 
-    ``note`` is a plain sentence about what the source's events stand for; ``truth`` holds arrays that only a
-    simulator knows and is empty for real data.
+    ``note`` is a plain sentence about what the source's events stand for, ``value_note`` one about what their
+    ``value`` does, if they have the column; ``truth`` holds arrays that only a simulator knows and is empty for real
+    data.
     """
 
     name: str
@@ -38,6 +40,7 @@ class SourceTables:
     page_rule: str
     note: str
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)
+    value_note: str = "Value: the column `value` of the user's own events."
 
 
 def shuffle_ties(tables: SourceTables, *, seed: int) -> SourceTables:
@@ -95,11 +98,11 @@ def scan_table(path: str | Path) -> pl.LazyFrame:
 
 
 def check_events(events: pl.LazyFrame) -> pl.LazyFrame:
-    """Return the events with one type per column: ids String or Int64, timestamp Int64 seconds UTC.
+    """Return the events with one type per column: ids String or Int64, timestamp Int64 seconds UTC, value Float64.
 
     Raises:
         DataError: for a missing column, a wrong type, a null, an unknown action, a naive timestamp,
-            milliseconds, a request of two users, a repeated row or an empty table.
+            milliseconds, a value below 0 or infinite, a request of two users, a repeated row or an empty table.
     """
     schema = events.collect_schema()
     _require_columns("events", schema, ("user_id", "item_id", "timestamp", "action"))
@@ -111,6 +114,10 @@ def check_events(events: pl.LazyFrame) -> pl.LazyFrame:
         dtype = schema["position"]
         _require_type("events", "position", dtype, is_right=dtype.is_integer(), expected="an integer")
         columns.append(pl.col("position").cast(pl.Int64))
+    if "value" in schema:
+        dtype = schema["value"]
+        _require_type("events", "value", dtype, is_right=dtype.is_numeric(), expected="a number")
+        columns.append(pl.col("value").cast(pl.Float64))
     events = events.with_columns(columns)
     _refuse_empty("events", events)
     _refuse_nulls("events", events, [name for name in EVENT_COLUMNS if name in schema])
@@ -126,6 +133,9 @@ def check_events(events: pl.LazyFrame) -> pl.LazyFrame:
         "timestamp",
         lambda _: f"is beyond {LAST_SECOND}, so not in seconds; divide milliseconds by 1000",
     )
+    if "value" in schema:
+        is_worth = pl.col("value").is_finite() & (pl.col("value") >= 0)
+        _refuse_rows(events, ~is_worth, "value", lambda _: "is no finite number of at least 0; mend it, or write 0")
     _refuse_repeats(events, has_requests="request_id" in schema)
     return events
 
@@ -229,7 +239,7 @@ def _refuse_nulls(table: str, frame: pl.LazyFrame, names: list[str]) -> None:
             raise DataError(f"{table} row {row}: {name} is null; fill it or remove the row")
 
 
-def _refuse_rows(events: pl.LazyFrame, is_bad: pl.Expr, column: str, reason: Callable[[str], str]) -> None:
+def _refuse_rows(events: pl.LazyFrame, is_bad: pl.Expr, column: str, reason: Callable[[Any], str]) -> None:
     bad = events.with_row_index(_ROW).filter(is_bad).select(_ROW, column).head(1).collect()
     if len(bad):
         value = bad[column][0]

@@ -13,7 +13,7 @@ from typing import Literal, overload
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Int, Int8, Int32, Int64, Shaped
+from jaxtyping import Bool, Float64, Int, Int8, Int32, Int64, Shaped
 
 from genrec_rl.config import nearest
 from genrec_rl.data.events import ACTIONS
@@ -118,7 +118,8 @@ class PageTable:
     ``items`` (catalogue rows) and ``actions`` hold the pages end to end in target order (eq. 3), page p from
     ``item_offsets[p]`` to ``item_offsets[p + 1]``. ``history_items`` holds every user's clicked and ordered
     items end to end, oldest first, an item once per page at its first click or order; page p may see
-    ``history_start[p]`` to ``history_end[p]``. ``times`` are seconds UTC of the page's first event.
+    ``history_start[p]`` to ``history_end[p]``. ``times`` are seconds UTC of the page's first event. ``values`` is
+    parallel to ``items``: the largest value of an item's events on the page; None where events have none.
     """
 
     request_ids: Shaped[np.ndarray, " P"]
@@ -132,6 +133,7 @@ class PageTable:
     history_pages: Int32[np.ndarray, " M"]
     history_start: Int64[np.ndarray, " P"]
     history_end: Int64[np.ndarray, " P"]
+    values: Float64[np.ndarray, " N"] | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -156,6 +158,19 @@ class PageTable:
         """Whether the page is its user's first."""
         return np.concatenate([[True], self.user_ids[1:] != self.user_ids[:-1]])[: len(self)]
 
+    @property
+    def item_pages(self) -> Int64[np.ndarray, " N"]:
+        """The page of each page item."""
+        return np.repeat(np.arange(len(self)), np.diff(self.item_offsets))
+
+    def item_places(self) -> Int64[np.ndarray, " M"]:
+        """Return where each history item stands in ``items``, on its own page."""
+        stride = int(self.items.max(initial=0)) + 1
+        on_page = self.item_pages * stride + self.items
+        order = np.argsort(on_page)
+        wanted = self.history_pages.astype(np.int64) * stride + self.history_items
+        return order[np.searchsorted(on_page, wanted, sorter=order)]
+
     def example(self, p: int, *, max_history: int | None = None) -> Example:
         """Build page p's example from views; only the last ``max_history`` items are kept."""
         start, end = int(self.history_start[p]), int(self.history_end[p])
@@ -174,6 +189,7 @@ class PageTable:
             context=context,
             items=self.items[page],
             actions=self.actions[page],
+            values=None if self.values is None else self.values[page],
         )
 
     def select(self, pages: Int[np.ndarray, " n"], *, max_history: int | None = None) -> "PageView":
@@ -224,6 +240,9 @@ def build_pages(events: pl.LazyFrame, items: pl.DataFrame, *, history: HistoryRu
         .sort("page")
     )
     on_page = ranked.join(pages.select("request_id", "page"), on="request_id").sort("order")
+    has_values = "value" in on_page.columns
+    if has_values:
+        on_page = on_page.with_columns(pl.col("value").max().over("page", "row"))
     target = on_page.sort(["page", "action", "order"], descending=[False, True, False], maintain_order=True).unique(
         ["page", "row"], keep="first", maintain_order=True
     )
@@ -242,6 +261,7 @@ def build_pages(events: pl.LazyFrame, items: pl.DataFrame, *, history: HistoryRu
         history_pages=seen["page"].cast(pl.Int32).to_numpy(),
         history_start=np.searchsorted(seen_order, pages["user_start"].to_numpy()).astype(np.int64),
         history_end=np.searchsorted(seen_order, horizon).astype(np.int64),
+        values=target["value"].to_numpy() if has_values else None,
     )
 
 
@@ -252,9 +272,10 @@ def _rank(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
     the same user.
     """
     rows = items.lazy().select("item_id").with_row_index("row")
+    value = ["value"] * ("value" in events.collect_schema())
     return (
         sort_events(events)
-        .select("user_id", "request_id", "item_id", "timestamp", "action")
+        .select("user_id", "request_id", "item_id", "timestamp", "action", *value)
         .join(rows, on="item_id", how="left", maintain_order="left")
         .with_row_index("order")
         .select(
@@ -266,6 +287,7 @@ def _rank(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:
             pl.col("action").replace_strict(ACTIONS, return_dtype=pl.Int8),
             pl.col("order").min().over("user_id", "timestamp").alias("second_start"),
             pl.col("order").min().over("user_id").alias("user_start"),
+            *value,
         )
         .collect()
     )

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 
 from genrec_rl.config import nearest
 from genrec_rl.data.events import SourceTables, check_events, check_items, check_tables, readable
 from genrec_rl.data.pages import PageTable, assign_pages, build_pages, parse_page_rule
 from genrec_rl.data.split import PROTOCOLS, PageSplit, Split, history_rule, isolate_last_items, split_pages
+from genrec_rl.data.values import ValueFacts, describe_values, is_training_positive, value_of_items
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.types import Action, Example
+from genrec_rl.types import Example
 
 CARD_FILE, EVENTS_FILE, ITEMS_FILE, TRUTH_FILE = (
     "dataset.json",
@@ -38,7 +39,8 @@ class DatasetCard:
     """What is in a data set, in numbers and in words.
 
     ``share_without_positive`` and ``share_several_positives`` are shares of all pages; ``dropped_pages`` counts
-    the pages left out of training because nothing on them was clicked or ordered.
+    the pages left out of training because nothing on them was clicked or ordered. ``value`` is None, and not
+    in the file, where events are worth nothing.
     """
 
     source: str
@@ -58,6 +60,7 @@ class DatasetCard:
     test_pages: int
     dropped_pages: int
     sha256: dict[str, str]
+    value: ValueFacts | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +99,15 @@ class Dataset:
     @cached_property
     def popularity(self) -> Int64[np.ndarray, " n_items"]:
         """Clicks and orders of each row on TRAINING pages."""
-        in_train = np.zeros(len(self.pages), dtype=bool)
-        in_train[self.split.train] = True
-        on_train = np.repeat(in_train, np.diff(self.pages.item_offsets))
-        positives = self.pages.items[on_train & (self.pages.actions >= Action.CLICK)]
+        positives = self.pages.items[is_training_positive(self.pages, self.split.train)]
         return np.bincount(positives, minlength=self.n_items).astype(np.int64)
+
+    @cached_property
+    def item_values(self) -> Float[np.ndarray, " n_items"] | None:
+        """Value of each row's clicks and orders on TRAINING pages; None where events have no value."""
+        if self.pages.values is None:
+            return None
+        return value_of_items(self.pages, self.split.train, n_items=self.n_items)
 
 
 def items_fingerprint(items: pl.DataFrame) -> str:
@@ -149,7 +156,8 @@ def write_dataset(
         if tables.truth:
             np.savez(draft / TRUTH_FILE, allow_pickle=False, **tables.truth)
         card = _describe(tables, draft, items, page_rule=page_rule or tables.page_rule, split=split)
-        (draft / CARD_FILE).write_text(json.dumps(asdict(card), indent=2) + "\n")
+        facts = {name: fact for name, fact in asdict(card).items() if name != "value" or fact is not None}
+        (draft / CARD_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         _replace_files(draft, output_dir)
     return card
 
@@ -173,6 +181,8 @@ def load_dataset(data_dir: str | Path) -> Dataset:
             )
     items = pl.read_parquet(data_dir / ITEMS_FILE)
     events = pl.scan_parquet(data_dir / EVENTS_FILE)
+    if card.value is None:  # worth nothing, or prepared before values: whatever the column holds was not checked
+        events = events.drop("value", strict=False)
     pages = build_pages(events, items, history=history_rule(card.split))
     return Dataset(items=items, pages=pages, split=split_pages(pages, protocol=card.split), card=card)
 
@@ -206,6 +216,7 @@ def _describe(tables: SourceTables, draft: Path, items: pl.DataFrame, *, page_ru
         test_pages=sizes["test"],
         dropped_pages=parts.n_dropped,
         sha256={path.name: _sha256(path) for path in sorted(draft.iterdir())},
+        value=describe_values(pages, parts.train, n_items=len(items), meaning=tables.value_note),
     )
 
 
@@ -224,13 +235,16 @@ def _read_card(path: Path) -> DatasetCard:
         values = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the data again with `{COMMAND}`") from None
-    expected = {f.name for f in fields(DatasetCard)}
-    if values.keys() != expected:
+    value = values.pop("value", None)
+    differing = values.keys() ^ ({f.name for f in fields(DatasetCard)} - {"value"})
+    if value is not None:
+        differing |= value.keys() ^ {f.name for f in fields(ValueFacts)}
+    if differing:
         raise DataError(
-            f"{path}: differs in {', '.join(sorted(values.keys() ^ expected))} from this version's card; "
+            f"{path}: differs in {', '.join(sorted(differing))} from this version's card; "
             f"prepare the data again with `{COMMAND} --output_dir {path.parent}`"
         )
-    return DatasetCard(**values)
+    return DatasetCard(**values, value=None if value is None else ValueFacts(**value))
 
 
 def _sha256(path: Path) -> str:

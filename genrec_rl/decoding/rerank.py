@@ -9,6 +9,8 @@ policy's own order, a large one the reward model's.
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
@@ -21,7 +23,11 @@ from genrec_rl.types import Context, Rollouts
 def rerank(proposed: Rollouts, reward_model: RewardModel, contexts: Sequence[Context], *, weight: float) -> Rollouts:
     """Return proposals in their new order; ``log_probs_PG`` then holds the scores that order them."""
     rewards_PG = torch.from_numpy(score_candidates(reward_model, contexts, proposed.rows_PG.numpy()))
-    scores_PG = proposed.log_probs_PG + weight * log_odds(rewards_PG)
+    return reorder(proposed, proposed.log_probs_PG + weight * log_odds(rewards_PG))
+
+
+def reorder(proposed: Rollouts, scores_PG: Float[Tensor, "P G"]) -> Rollouts:
+    """Return proposals by falling score, which then stands in ``log_probs_PG``; of equal ones the earlier first."""
     order_PG = scores_PG.argsort(dim=1, descending=True, stable=True)
     return Rollouts(
         sids_PGL=proposed.sids_PGL.take_along_dim(order_PG[..., None], dim=1),

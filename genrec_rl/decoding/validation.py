@@ -18,6 +18,8 @@ RERANKED = "reranked_ndcg@10"
 GAIN_ERROR = "reranked_gain_error"
 """Standard error of what re-ranking gains on NDCG@10, over requests."""
 _GAIN_SQUARED = "reranked_gain_squared"
+VALUE = "value@10"
+_HAS_VALUE = "requests_with_value"
 
 
 class Validation:
@@ -53,15 +55,21 @@ class Validation:
         self.measure_hallucination = measure_hallucination
         self.reward_model = reward_model
         self.rerank_weight = rerank_weight
+        self.has_values = any(example.positive_values.any() for example in examples)
 
     @property
     def measured(self) -> tuple[str, ...]:
         """Names of the metrics."""
         free = ("har@10",) if self.measure_hallucination else ()
-        return ("hr@10", "ndcg@10", *free, *((RERANKED, _GAIN_SQUARED) if self.reward_model is not None else ()))
+        valued = (VALUE, _HAS_VALUE) if self.has_values else ()
+        reranked = (RERANKED, _GAIN_SQUARED) if self.reward_model is not None else ()
+        return ("hr@10", "ndcg@10", *valued, *free, *reranked)
 
     def measure(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return means: HR@10 and NDCG@10 (also re-ranked) of constrained beams, HaR@10 of free ones."""
+        """Return means: HR@10 and NDCG@10 (also re-ranked) of constrained beams, HaR@10 of free ones.
+
+        Where examples have values, also value@10, over the requests that are worth something.
+        """
         mine = range(accelerator.process_index, len(self.examples), accelerator.num_processes)
         totals = dict.fromkeys(self.measured, 0.0)
         if len(mine):
@@ -69,6 +77,8 @@ class Validation:
         reduced: Any = torch.tensor([*totals.values(), len(mine)], dtype=torch.float32, device=accelerator.device)
         *sums, count = accelerator.reduce(reduced, reduction="sum").tolist()
         means = {name: total / max(count, 1) for name, total in zip(totals, sums, strict=True)}
+        if self.has_values:
+            means[VALUE] /= max(means.pop(_HAS_VALUE), 1e-12)
         if self.reward_model is not None:
             gain, squared = means[RERANKED] - means["ndcg@10"], means.pop(_GAIN_SQUARED)
             means[GAIN_ERROR] = (max(squared - gain**2, 0.0) / max(count, 1)) ** 0.5
@@ -83,6 +93,9 @@ class Validation:
             "hr@10": metrics.hit_rate(rows_PK, positives, k=10),
             "ndcg@10": metrics.ndcg(rows_PK, positives, k=10),
         }
+        if self.has_values:
+            found = metrics.value_recall(rows_PK, positives, [example.positive_values for example in examples], k=10)
+            result |= {VALUE: np.nan_to_num(found), _HAS_VALUE: np.isfinite(found).astype(float)}
         if self.measure_hallucination:
             free_PK = self.recommender.recommend(contexts, k=self.beams, constrained=False).rows_PG.numpy()
             result["har@10"] = metrics.hallucination_rate(free_PK, k=10)

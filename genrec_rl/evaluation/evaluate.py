@@ -79,6 +79,7 @@ def evaluate(
     *,
     catalog: Catalog,
     popularity: Int[np.ndarray, " N"],
+    item_values: Float[np.ndarray, " N"] | None = None,
     plan: Plan,
     scorers: Mapping[str, RewardModel] | None = None,
     protocol: Mapping[str, str | int | float] | None = None,
@@ -91,6 +92,8 @@ def evaluate(
         examples: requests with at least one positive each.
         catalog: what rows and SIDs mean.
         popularity: positives of each item in training pages, which tell head from long tail.
+        item_values: what each item was worth in training pages; adds ``value@k`` and ``value_head@k``, where requests
+            are worth something.
         plan: ranks, beams, batches and bootstrap.
         scorers: reward models whose ungated scores are reported, by metric name: ``{"R": sim}`` gives ``R@10``
             (the maximum) and ``R_mean@10``; an invalid SID scores 0.
@@ -115,7 +118,9 @@ def evaluate(
             )
             for sink in sinks:
                 sink(answers)
-            values = measure_requests(answers, examples, catalog=catalog, popularity=popularity, ks=plan.ks)
+            values = measure_requests(
+                answers, examples, catalog=catalog, popularity=popularity, item_values=item_values, ks=plan.ks
+            )
             columns.setdefault(decoding, {})[system.name] = values
             report.setdefault(system.name, {})[decoding] = metrics.bootstrap_columns(
                 values, user_ids, n=plan.draws, seed=plan.seed
@@ -148,6 +153,8 @@ def describe(
         "hallucination": "share of free beams that are no item; under the constraint 0 by construction",
         "catalogue": catalog.fingerprint,
     }
+    if dataset.card.value is not None:
+        facts["value"] = f"of the page's positives, over pages worth more than 0. {dataset.card.value.meaning}"
     facts |= {
         f"scores_of_{name}": f"ungated, invalid = 0, model {model.fingerprint}" for name, model in scorers.items()
     }
@@ -203,12 +210,15 @@ def measure_requests(
     *,
     catalog: Catalog,
     popularity: Int[np.ndarray, " N"],
+    item_values: Float[np.ndarray, " N"] | None = None,
     ks: Sequence[int],
 ) -> dict[str, Float[np.ndarray, " P"]]:
     """Return every metric that has one number per request.
 
     ``_valid_first`` moves invalid SIDs behind valid ones, as a system that filters would; ``_sid`` counts a
-    hit when the SID is right, whichever of its items was meant, and appears where items share SIDs.
+    hit when the SID is right, whichever of its items was meant, and appears where items share SIDs. ``value`` is the
+    share of the page's value that was found (NaN for a page that was worth nothing), ``value_head`` the share of
+    ranks given to the 1 % of items that brought most value; both appear with ``item_values``.
     """
     rows_PK = answers.rows_PK
     positives = [example.positives for example in examples]
@@ -233,6 +243,11 @@ def measure_requests(
         for scorer, rewards_PK in answers.rewards.items():
             values[f"{scorer}@{k}"] = metrics.reward_at_k(rewards_PK, k=k)
             values[f"{scorer}_mean@{k}"] = metrics.reward_at_k(rewards_PK, k=k, reduce="mean")
+    worth = [example.positive_values for example in examples]
+    if item_values is not None and any(value.any() for value in worth):
+        for k in ks:
+            values[f"value@{k}"] = metrics.value_recall(rows_PK, positives, worth, k=k)
+            values[f"value_head@{k}"] = metrics.head_share(rows_PK, item_values, k=k)
     return values
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
+from genrec_rl.decoding.expected_value import ValueReranker
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.rerank import Reranker, check_weight
 from genrec_rl.errors import ConfigError
@@ -120,6 +121,27 @@ def reranked_systems(systems: Sequence[System], reward_model: RewardModel, *, we
         return Reranker(system.load(), reward_model, weight=weight)
 
     return [System(f"{system.name}_reranked", partial(load, system), ("constrained",)) for system in systems]
+
+
+def valued_systems(folders: Mapping[str, Path], systems: Sequence[System], *, weight: float) -> list[System]:
+    """Return each policy with value tokens once more, its beams re-ranked by expected value: ``<name>_valued``.
+
+    Raises:
+        ConfigError: for a weight below 0, or where no policy has value tokens.
+    """
+    check_weight(weight)
+    chosen = [system for system in systems if read_facts(folders[system.name]).get("value_means")]
+    if not chosen:
+        raise ConfigError(
+            "rerank_value: no policy has value tokens; train one with `recipes/sft.py --n_value_buckets 32`"
+        )
+
+    def load(system: System) -> ValueReranker:
+        recommender = system.load()
+        assert isinstance(recommender, BeamRecommender)
+        return ValueReranker(recommender, weight=weight)
+
+    return [System(f"{system.name}_valued", partial(load, system), ("constrained",)) for system in chosen]
 
 
 def trained_over(folder: Path) -> Normalisation:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 
+from genrec_rl import metrics
 from genrec_rl.evaluation.evaluate import Predictions
 from genrec_rl.types import NO_ITEM, Example
 
@@ -18,7 +19,8 @@ class PredictionsWriter:
 
     Columns: request_id, user_id, system, decoding, rank (from 1), item_id (null where the SID is invalid), sid
     (codes joined by ``-``; ? stands for a token that is no code of its level), score (log-probability) and
-    is_valid. The file appears under its name when the writer closes without an error.
+    is_valid; where requests are worth something also value: what the page's item at this rank was, else 0. The file
+    appears under its name when the writer closes without an error.
     """
 
     def __init__(
@@ -32,6 +34,8 @@ class PredictionsWriter:
                 "user_id": [str(example.context.user_id) for example in examples],
             }
         )
+        self._positives = [example.positives for example in examples]
+        self._values = [example.positive_values for example in examples]
         self._item_ids = pl.Series("item_id", item_ids)
         self._writer: pq.ParquetWriter | None = None
 
@@ -48,6 +52,8 @@ class PredictionsWriter:
         rows = pl.Series(answers.rows_PK.ravel())
         is_valid = rows != NO_ITEM
         sids = pl.DataFrame(answers.sids_PKL.reshape(n_requests * n_ranks, -1))
+        worth_PK = metrics.value_by_rank(answers.rows_PK, self._positives, self._values, k=n_ranks)
+        worth = {"value": pl.Series(worth_PK.ravel())} if any(value.any() for value in self._values) else {}
         return self._requests[np.repeat(np.arange(n_requests), n_ranks)].with_columns(
             system=pl.lit(answers.system),
             decoding=pl.lit(answers.decoding),
@@ -56,6 +62,7 @@ class PredictionsWriter:
             sid=sids.select(pl.concat_str(pl.all().cast(pl.String).replace("-1", "?"), separator="-")).to_series(),
             score=pl.Series(answers.scores_PK.ravel()),
             is_valid=is_valid,
+            **worth,
         )
 
     def __enter__(self) -> Self:

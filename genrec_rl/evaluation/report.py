@@ -16,7 +16,7 @@ from genrec_rl.evaluation.baselines import COOCCURRENCE, POPULARITY
 from genrec_rl.evaluation.evaluate import DECODINGS, PAIR, Predictions
 from genrec_rl.types import NO_ITEM, EvalReport, Example, Interval
 
-TABLE_METRICS = ("HR@1", "HR@10", "HR@50", "NDCG@10", "NDCG@50", "HaR@10", "R@1", "R@10", "coverage@10")
+TABLE_METRICS = ("HR@1", "HR@10", "HR@50", "NDCG@10", "NDCG@50", "HaR@10", "R@1", "R@10", "value@10", "coverage@10")
 BARS = (POPULARITY, COOCCURRENCE)
 _BAR_METRIC = "HR@10"
 _ALIGNED_METRICS = ("HR@1", "HR@10", "HR@50", "NDCG@10", "R@10")

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
+from genrec_rl.data.values import ValueBuckets
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.models.prompts import PromptEncoder, PromptGrammar, pack_sids
 from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
@@ -21,12 +22,16 @@ Softmax = Literal["vocabulary", "children"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """What recommends: ``model`` scores tokens, ``prompts`` writes contexts in the language it was trained on."""
+    """What recommends: ``model`` scores tokens, ``prompts`` writes contexts in the language it was trained on.
+
+    ``values`` says what the value tokens mean that it writes after an item; None where it has none.
+    """
 
     model: GenRecQwen2ForCausalLM
     tokenizer: PreTrainedTokenizerBase
     vocab: SidVocab
     prompts: PromptEncoder
+    values: ValueBuckets | None = None
 
     def save_pretrained(self, path: str | Path) -> None:
         """Write weights (safetensors), configuration and tokenizer into one folder."""
@@ -69,6 +74,7 @@ def create_policy(
     item_embedding: bool = False,
     item_dropout: float = 0.0,
     softmax: Softmax = "vocabulary",
+    values: ValueBuckets | None = None,
     seed: int = 0,
 ) -> Policy:
     """Make an untrained policy for a catalogue.
@@ -87,6 +93,7 @@ def create_policy(
         item_embedding: give each item of the catalogue a vector of its own in prompts; needs ``grammar.merge``.
         item_dropout: see ``GenRecQwen2Config``.
         softmax: see ``GenRecQwen2Config``; what it is trained and asked with.
+        values: buckets that get a token each, to be written after an item; None for none.
         seed: of the new weights.
     """
     torch.manual_seed(seed)
@@ -95,14 +102,17 @@ def create_policy(
     if item_embedding and not grammar.merge:
         raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
     packed = torch.from_numpy(np.unique(pack_sids(catalog.codes)))
-    tells_days = grammar.separator == "day"
+    tells_days, n_values = grammar.separator == "day", 0 if values is None else len(values)
     if isinstance(backbone, BackboneSize):
-        tokenizer: PreTrainedTokenizerBase = build_tokenizer(catalog.codebook_sizes, tells_days=tells_days)
+        tokenizer: PreTrainedTokenizerBase = build_tokenizer(
+            catalog.codebook_sizes, tells_days=tells_days, n_values=n_values
+        )
         base = backbone.config()
     else:
         base, tokenizer = _read_backbone(backbone)
-        extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days)
+        extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days, n_values=n_values)
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
+    _check_values(vocab, values, where=f"backbone '{backbone}'")
     config = GenRecQwen2Config.from_dict(
         base.to_dict()
         | {"model_type": GenRecQwen2Config.model_type, "grammar": asdict(grammar)}
@@ -111,6 +121,7 @@ def create_policy(
         | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
         | {"embedding_scale": base.hidden_size**0.5 if scale_embeddings else 1.0}
         | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout, "softmax": softmax}
+        | ({} if values is None else {"value_edges": list(values.edges), "value_means": list(values.means)})
         | {"pad_token_id": vocab.pad_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     )
     if isinstance(backbone, BackboneSize):
@@ -122,7 +133,7 @@ def create_policy(
             model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     if item_embedding:
         model.model.item_embedding.know(packed)
-    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
+    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes), values)
 
 
 def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBase]:
@@ -168,7 +179,20 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
             f"{folder}: its prompt grammar {config.grammar_hash[:12]} differs from this version's "
             f"{grammar.digest(vocab)[:12]}; use the genrec_rl that trained it, or train it again"
         )
-    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
+    values = None
+    if config.value_means is not None:
+        values = ValueBuckets(tuple(config.value_edges or ()), tuple(config.value_means))
+    _check_values(vocab, values, where=str(folder))
+    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes), values)
+
+
+def _check_values(vocab: SidVocab, values: ValueBuckets | None, *, where: str) -> None:
+    n_tokens, n_buckets = len(vocab.value_tokens), 0 if values is None else len(values)
+    if n_tokens != n_buckets:
+        raise DataError(
+            f"{where}: its tokenizer has {n_tokens} value tokens for {n_buckets} buckets of value; train the policy "
+            "again from a backbone without value tokens"
+        )
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

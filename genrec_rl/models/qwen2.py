@@ -45,6 +45,8 @@ class GenRecQwen2Config(Qwen2Config):
         item_dropout: share of these vectors' elements dropped in training.
         softmax: what its probabilities are learnt over: the ``vocabulary``, or in each place the ``children``, which
             are the codes that go on to a real item.
+        value_edges: edges of the value buckets (``ValueBuckets``) whose tokens it writes behind items; None for none.
+        value_means: their mean training values.
     """
 
     model_type = "genrec_qwen2"
@@ -61,6 +63,8 @@ class GenRecQwen2Config(Qwen2Config):
     n_known_items: int = 0
     item_dropout: float = 0.0
     softmax: str = "vocabulary"
+    value_edges: list[float] | None = None
+    value_means: list[float] | None = None
 
     @property
     def merges(self) -> bool:

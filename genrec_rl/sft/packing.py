@@ -13,6 +13,7 @@ from genrec_rl.sft.rows import build_rows
 from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import answers_of
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
+from genrec_rl.sft.worth import WeightPlan, worth_of
 from genrec_rl.sids.catalog import Catalog
 
 
@@ -36,6 +37,8 @@ def pack(
     max_exposed: int,
     history_dropout: float = 0.0,
     learn_valid: bool = False,
+    teaches_value: bool = False,
+    weights: WeightPlan | None = None,
 ) -> Packed:
     """Write the train and valid pages as rows.
 
@@ -44,11 +47,14 @@ def pack(
     whatever is taught, so that the losses of different targets can be compared. ``history_dropout`` leaves that share
     of a training prompt's items out, others each epoch: what came two or three items before is then learnt as what
     came last, and a user's history is never the same twice. ``learn_valid`` also teaches the valid pages: for a
-    policy that is served, or asked for test pages alone, when its settings are chosen.
+    policy that is served, or asked for test pages alone, when its settings are chosen. ``teaches_value`` puts the
+    token of its value behind a taught item, and ``weights`` says how much it counts (VSL, ``sft/worth.py``); valid
+    rows have neither.
 
     Raises:
-        ConfigError: for an unknown packing or target, a dropout that is no share below 1, or a policy with a softmax
-            over children without trees.
+        ConfigError: for an unknown packing or target, a dropout that is no share below 1, value tokens behind whole
+            pages, or a policy with a softmax over children without trees.
+        DataError: when values are wanted of data that have none.
     """
     if not 0 <= history_dropout < 1:
         raise ConfigError(f"history_dropout {history_dropout} must be at least 0 and below 1")
@@ -61,11 +67,12 @@ def pack(
     taught = np.union1d(dataset.split.train, dataset.split.valid) if learn_valid else dataset.split.train
     train = answers_of(dataset.pages, taught, target=target, **limits)
     valid = answers_of(dataset.pages, dataset.split.valid, target="item", **limits)
+    worth = worth_of(train, dataset.split.train, policy, teaches_value=teaches_value, plan=weights or WeightPlan())
     if packing == "none":
-        train_rows = build_rows(train, policy.prompts, history_dropout=history_dropout)
+        train_rows = build_rows(train, policy.prompts, worth, history_dropout=history_dropout)
         return Packed(train_rows, build_rows(valid, policy.prompts))
     siblings = Siblings(catalog, policy.vocab) if softmax == "children" else None
-    train_rows = build_trees(train, policy.prompts, siblings, history_dropout=history_dropout)
+    train_rows = build_trees(train, policy.prompts, siblings, worth, history_dropout=history_dropout)
     valid_rows = build_trees(valid, policy.prompts, siblings)
     collator = TreeCollator(policy.model, pad_id=policy.vocab.pad_id, siblings=siblings)
     return Packed(train_rows, valid_rows, collator)

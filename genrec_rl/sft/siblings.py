@@ -2,6 +2,7 @@
 
 The policy then learns which item, and nothing of which codes exist: a small model learns faster, but its free beams
 are full of invalid SIDs, so its hallucination rate says nothing. Recommend with beams constrained to the catalogue.
+Behind an item, where a policy says what it is worth, only value tokens are allowed.
 
     N labels   V vocabulary   n items   L levels   K codes of a level
 """
@@ -19,11 +20,12 @@ class Siblings:
     """The catalogue's prefixes, by item.
 
     ``nodes`` (n L) numbers the prefix of each item's code through all levels; ``n_open`` (n) counts the codes of an
-    item up to the last that has a sibling: those behind it are certain and need no label.
+    item up to the last that has a sibling: those behind it are certain and need no label. ``value_node`` numbers the
+    place behind an item, where a value token stands.
     """
 
     def __init__(self, catalog: Catalog, vocab: SidVocab) -> None:
-        self.vocab_size = vocab.level_starts[-1] + vocab.codebook_sizes[-1]
+        self.vocab_size = max(vocab.level_starts[-1] + vocab.codebook_sizes[-1], vocab.value_tokens.stop)
         nodes, masks, n_open, n_nodes = [], [], np.zeros(catalog.n_items, np.int64), 0
         for level, (start, size) in enumerate(zip(vocab.level_starts, vocab.codebook_sizes, strict=True)):
             _, node = np.unique(catalog.codes[:, :level], axis=0, return_inverse=True)
@@ -34,6 +36,9 @@ class Siblings:
             masks.append((n_nodes, start, torch.from_numpy(is_child)))
             nodes.append(node + n_nodes)
             n_nodes += len(is_child)
+        self.value_node = n_nodes
+        if vocab.n_values:
+            masks.append((n_nodes, vocab.value_tokens.start, torch.ones(1, vocab.n_values, dtype=torch.bool)))
         self.nodes = np.stack(nodes, axis=1)
         self.n_open = n_open
         self._masks = masks

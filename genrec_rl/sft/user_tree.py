@@ -31,6 +31,7 @@ from genrec_rl.models.prompts import PromptEncoder
 from genrec_rl.sft.rows import IGNORED, draw_kept
 from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sft.targets import Answers
+from genrec_rl.sft.worth import Worth
 
 COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels", "node")
 KEPT_ROWS = 1 << 15
@@ -75,12 +76,13 @@ def tree_row(
     prompts: PromptEncoder,
     siblings: Siblings | None = None,
     kept: Bool[np.ndarray, " h"] | None = None,
-) -> dict[str, Int[np.ndarray, " S"]]:
+    worth: Worth | None = None,
+) -> dict[str, np.ndarray]:
     """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``.
 
     ``node`` is the prefix that a label goes on from; without ``siblings`` 0. With them an answer ends where the
     rest is certain. With ``kept`` the trunk has those history items alone, and an answer knows the kept ones of
-    what it knew.
+    what it knew. With ``worth`` there is a column ``weights``, and an answer may end with its value token.
     """
     history = answers.history(window.start, window.end, time=answers.time(window.answers[-1]))
     n_kept = np.arange(len(history.history) + 1)
@@ -93,7 +95,8 @@ def tree_row(
     owners, limits = [np.full(len(trunk), TRUNK)], [np.arange(1, len(trunk) + 1)]
     labels = [trunk_labels]
     trunk_nodes = np.zeros(len(trunk), np.int64)
-    nodes = [trunk_nodes]
+    trunk_weights = np.zeros(len(trunk), np.float32)
+    nodes, weights = [trunk_nodes], [trunk_weights]
     for branch, i in enumerate(window.answers):
         n_known = int(n_kept[answers.knows[i] - window.start])
         hangs_at = places_per_item * n_known
@@ -101,31 +104,65 @@ def tree_row(
         if prompts.grammar.separator == "day" and n_known:
             newest = history.history_times[n_known - 1 : n_known]
             begins_with = prompts.separators(newest, np.array([answers.time(i)]))
-        items = answers.items(i)
-        answer, read = prompts.answer(items), prompts.read_answer(items)
-        node = np.zeros(len(answer), np.int64)
-        if siblings is not None:
-            n_open = len(answer) - siblings.nodes.shape[1] + int(siblings.n_open[items[-1]])
-            answer, node = answer[:n_open], siblings.nodes[items].reshape(-1)[:n_open]
-            read = read[:n_open]
+        answer, read, node = _branch(
+            answers.items(i), prompts, siblings, None if worth is None else worth.value_tokens(i)
+        )
+        weight = np.ones(len(answer), np.float32)
+        if worth is not None:
+            weight = worth.token_weights(i, n_levels=prompts.vocab.n_levels)[: len(answer)]
         is_the_trunks = begins_with[0] == trunk[hangs_at] and trunk_labels[hangs_at] == IGNORED
         skipped = int(len(answer) > 0 and is_the_trunks)
         if skipped:
-            trunk_labels[hangs_at], trunk_nodes[hangs_at] = answer[0], node[0]
+            trunk_labels[hangs_at], trunk_nodes[hangs_at], trunk_weights[hangs_at] = answer[0], node[0], weight[0]
         ids.append(np.concatenate([begins_with, read])[:-1][skipped:])
         positions.append(hangs_at + np.arange(skipped, len(answer)))
         owners.append(np.full(len(answer) - skipped, branch))
         limits.append(np.full(len(answer) - skipped, hangs_at + skipped))
         labels.append(answer[skipped:])
         nodes.append(node[skipped:])
-    columns = (ids, positions, owners, limits, labels, nodes)
-    return {name: np.concatenate(parts) for name, parts in zip(COLUMNS, columns, strict=True)}
+        weights.append(weight[skipped:])
+    columns = dict(zip(COLUMNS, (ids, positions, owners, limits, labels, nodes), strict=True))
+    if worth is not None:
+        columns["weights"] = weights
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _branch(
+    items: Int[np.ndarray, " m"],
+    prompts: PromptEncoder,
+    siblings: Siblings | None,
+    value_tokens: Int[np.ndarray, " v"] | None,
+) -> tuple[Int[np.ndarray, " c"], Int[np.ndarray, " c"], Int[np.ndarray, " c"]]:
+    """Return the labels of an answer, what is read in their places, and the prefixes that they go on from.
+
+    Codes that are certain are left out at the end; before a value token, which is read behind them, they stay without
+    a label.
+    """
+    answer, read = prompts.answer(items), prompts.read_answer(items)
+    node = np.zeros(len(answer), np.int64)
+    n_open = len(answer)
+    if siblings is not None:
+        node = siblings.nodes[items].reshape(-1)
+        n_open += int(siblings.n_open[items[-1]]) - siblings.nodes.shape[1]
+    if value_tokens is None or not len(value_tokens):
+        return answer[:n_open], read[:n_open], node[:n_open]
+    answer[n_open:] = IGNORED
+    value_node = np.full(len(value_tokens), 0 if siblings is None else siblings.value_node)
+    parts = ((answer, value_tokens), (read, value_tokens), (node, value_node))
+    return tuple(np.concatenate(part) for part in parts)  # type: ignore[return-value]
 
 
 def build_trees(
-    answers: Answers, prompts: PromptEncoder, siblings: Siblings | None = None, *, history_dropout: float = 0.0
+    answers: Answers,
+    prompts: PromptEncoder,
+    siblings: Siblings | None = None,
+    worth: Worth | None = None,
+    *,
+    history_dropout: float = 0.0,
 ) -> Dataset:
     """Return a dataset of windows, written when a row is first read; with ``siblings``, for a softmax over children.
+
+    With ``worth`` labels have weights, and items their value tokens.
 
     ``history_dropout`` is the share of the trunk's items that are left out, others each time: rows are then written
     each time as well.
@@ -141,19 +178,19 @@ def build_trees(
     windows = cut_windows(answers, max_history=prompts.grammar.max_history)
 
     @lru_cache(maxsize=KEPT_ROWS)
-    def row_of(i: int) -> dict[str, Int[np.ndarray, " S"]]:
-        row = tree_row(answers, windows[i], prompts, siblings)
+    def row_of(i: int) -> dict[str, np.ndarray]:
+        row = tree_row(answers, windows[i], prompts, siblings, worth=worth)
         for values in row.values():
             values.flags.writeable = False
         return row
 
-    def thinned(i: int) -> dict[str, Int[np.ndarray, " S"]]:
+    def thinned(i: int) -> dict[str, np.ndarray]:
         kept = draw_kept(windows[i].end - windows[i].start, dropout=history_dropout)
-        return tree_row(answers, windows[i], prompts, siblings, kept)
+        return tree_row(answers, windows[i], prompts, siblings, kept, worth)
 
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         rows = [thinned(i) if history_dropout else row_of(i) for i in batch["window"]]
-        return {name: [row[name] for row in rows] for name in COLUMNS}
+        return {name: [row[name] for row in rows] for name in rows[0]}
 
     return Dataset.from_dict({"window": np.arange(len(windows))}).with_transform(write)
 
@@ -197,14 +234,15 @@ class TreeCollator:
         use_tree_attention(model)  # here, and not in a data loader's process, which has a copy of the model
         self.model = model
         self.siblings = siblings
-        self.padding = dict(zip((*COLUMNS, "start"), (pad_id, 0, PADDING, 0, IGNORED, 0, 0), strict=True))
+        fills = (pad_id, 0, PADDING, 0, IGNORED, 0, 0, np.float32(0))
+        self.padding = dict(zip((*COLUMNS, "start", "weights"), fills, strict=True))
 
-    def __call__(self, windows: Sequence[dict[str, Int[np.ndarray, " S"]]]) -> dict[str, Tensor]:
+    def __call__(self, windows: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
         """Return what the model's forward takes; only places with a label reach the head, as one row."""
         rows = share_rows([len(window["input_ids"]) for window in windows])
         joined = [_join([windows[i] for i in row]) for row in rows]
         shape = (len(rows), max(len(row["input_ids"]) for row in joined))
-        padded = {name: np.full(shape, fill) for name, fill in self.padding.items()}
+        padded = {name: np.full(shape, self.padding[name]) for name in joined[0]}
         for b, row in enumerate(joined):
             for name, values in row.items():
                 padded[name][b, : len(values)] = values
@@ -214,10 +252,12 @@ class TreeCollator:
         places = (labels != IGNORED).nonzero().squeeze(1)
         labels_1N = labels[places].unsqueeze(0)
         nodes_N = tensors.pop("node").flatten()[places]
-        allowed = {} if self.siblings is None else {"allowed": self.siblings.of(nodes_N)}
+        added = {} if self.siblings is None else {"allowed": self.siblings.of(nodes_N)}
+        if "weights" in tensors:
+            added["weights"] = tensors.pop("weights").flatten()[places].unsqueeze(0)
         return (
             tensors
-            | allowed
+            | added
             | {
                 "attention_mask": as_attention_mask(self.model, mask, self.model.dtype),
                 "kept_places": places,
@@ -227,9 +267,9 @@ class TreeCollator:
         )
 
 
-def _join(windows: Sequence[dict[str, Int[np.ndarray, " S"]]]) -> dict[str, Int[np.ndarray, " S"]]:
+def _join(windows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Lay windows end to end, counting places and branches on; ``start`` is where each begins."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*COLUMNS, "start")}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*windows[0], "start")}
     start = n_branches = 0
     for window in windows:
         owner = window["owner"]

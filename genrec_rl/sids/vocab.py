@@ -1,6 +1,7 @@
 """SID codes to token ids and back, and the tokenizer that is saved beside a policy.
 
-Each code of each level has one token, ``<a_0> <a_1> ... <b_0> ...``, level after level, without gaps.
+Each code of each level has one token, ``<a_0> <a_1> ... <b_0> ...``, level after level, without gaps. A policy that
+learns what items are worth has a token for each bucket of values behind them, ``<value_0> <value_1> ...``.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ END_TOKEN = "<|end|>"
 class SidVocab:
     """Where the SID tokens and the prompt's special tokens lie in a vocabulary.
 
-    ``same_day_id`` is None where prompts do not tell days apart.
+    ``same_day_id`` is None where prompts do not tell days apart, ``value_token_start`` and ``n_values`` where nothing
+    is said of value.
     """
 
     codebook_sizes: tuple[int, ...]
@@ -36,6 +38,14 @@ class SidVocab:
     separator_id: int
     pad_id: int
     same_day_id: int | None = None
+    value_token_start: int | None = None
+    n_values: int | None = None
+
+    @property
+    def value_tokens(self) -> range:
+        """Token ids of the value buckets; empty where there are none."""
+        start = self.value_token_start or 0
+        return range(start, start + (self.n_values or 0))
 
     @property
     def n_levels(self) -> int:
@@ -65,10 +75,12 @@ def sid_tokens(codebook_sizes: Sequence[int]) -> list[str]:
     return [f"<{ascii_lowercase[lv]}_{c}>" for lv, size in enumerate(codebook_sizes) for c in range(size)]
 
 
-def build_tokenizer(codebook_sizes: Sequence[int], *, tells_days: bool = False) -> PreTrainedTokenizerFast:
-    """Build the tokenizer of a policy trained from scratch: special tokens and the SID tokens."""
+def build_tokenizer(
+    codebook_sizes: Sequence[int], *, tells_days: bool = False, n_values: int = 0
+) -> PreTrainedTokenizerFast:
+    """Build the tokenizer of a policy trained from scratch: special tokens, the SID tokens and value tokens."""
     prompt_tokens = _prompt_tokens(tells_days=tells_days)
-    words = [PAD_TOKEN, END_TOKEN, *prompt_tokens, *sid_tokens(codebook_sizes)]
+    words = [PAD_TOKEN, END_TOKEN, *prompt_tokens, *sid_tokens(codebook_sizes), *_value_tokens(n_values)]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=PAD_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -82,22 +94,26 @@ def build_tokenizer(codebook_sizes: Sequence[int], *, tells_days: bool = False) 
 
 
 def extend_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int], *, tells_days: bool = False
+    tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int], *, tells_days: bool = False, n_values: int = 0
 ) -> None:
-    """Add the special tokens and the SID tokens to a language model's tokenizer, in place."""
+    """Add the special tokens, the SID tokens and value tokens to a language model's tokenizer, in place."""
     tokenizer.add_tokens(_prompt_tokens(tells_days=tells_days), special_tokens=True)
-    tokenizer.add_tokens(sid_tokens(codebook_sizes))
+    tokenizer.add_tokens([*sid_tokens(codebook_sizes), *_value_tokens(n_values)])
 
 
 def _prompt_tokens(*, tells_days: bool) -> list[str]:
     return [HISTORY_TOKEN, SEPARATOR_TOKEN, *([SAME_DAY_TOKEN] if tells_days else [])]
 
 
+def _value_tokens(n_values: int) -> list[str]:
+    return [f"<value_{bucket}>" for bucket in range(n_values)]
+
+
 def vocab_of(tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int]) -> SidVocab:
-    """Find the SID tokens in a tokenizer.
+    """Find the SID tokens in a tokenizer, and value tokens, if it has any.
 
     Raises:
-        DataError: when they are absent or do not lie one after the other.
+        DataError: when SID tokens are absent or do not lie one after the other.
     """
     tokens = sid_tokens(codebook_sizes)
     known = tokenizer.get_vocab()
@@ -108,6 +124,7 @@ def vocab_of(tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int]) 
             f"the tokenizer lacks the SID tokens {tokens[0]}..{tokens[-1]} of codebooks "
             f"{tuple(codebook_sizes)}: it was made for another catalogue; build the policy again with recipes/sft.py"
         )
+    n_values = next(n for n in range(len(known) + 1) if f"<value_{n}>" not in known)
     return SidVocab(
         codebook_sizes=tuple(codebook_sizes),
         sid_token_start=start,
@@ -115,4 +132,6 @@ def vocab_of(tokenizer: PreTrainedTokenizerBase, codebook_sizes: Sequence[int]) 
         separator_id=ids[1],
         pad_id=tokenizer.pad_token_id,
         same_day_id=known.get(SAME_DAY_TOKEN),
+        value_token_start=known.get("<value_0>"),
+        n_values=n_values or None,
     )

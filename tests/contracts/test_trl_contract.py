@@ -7,6 +7,7 @@ import trl
 from trl import GRPOTrainer, SFTTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.grpo_trainer import shuffle_sequence_dict, split_tensor_dict
+from trl.trainer.utils import add_fused_lm_head
 
 
 def parameters(function) -> list[str]:
@@ -41,6 +42,19 @@ def test_scoring_method_begins_with_what_is_used():
 def test_evaluation_loop_keeps_its_signature(trainer):
     expected = ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"]
     assert parameters(trainer.evaluation_loop) == expected
+
+
+def test_labels_are_counted_in_an_overridden_method_by_their_names():
+    assert parameters(SFTTrainer._get_num_items_in_batch) == ["self", "batch_samples", "device"]
+    source = inspect.getsource(SFTTrainer._get_num_items_in_batch)
+    assert 'batch["shift_labels"]' in source
+    assert 'batch["labels"][..., 1:]' in source
+
+
+def test_fused_head_scores_shift_labels_as_they_stand_and_labels_shifted():
+    source = inspect.getsource(add_fused_lm_head)
+    assert "labels = labels[:, 1:]" in source
+    assert "labels = shift_labels" in source
 
 
 def test_rollouts_are_asked_for_with_prompts_and_trainer():

@@ -50,6 +50,10 @@ def test_integer_request_ids_become_strings():
     assert check_events(events(request_id=[7, 8])).collect()["request_id"].to_list() == ["7", "8"]
 
 
+def test_values_of_any_number_become_floats():
+    assert check_events(events(value=[0, 7])).collect()["value"].to_list() == [0.0, 7.0]
+
+
 @pytest.mark.parametrize(
     ("frame", "parts"),
     [
@@ -58,6 +62,11 @@ def test_integer_request_ids_become_strings():
         (events(user_id=[0.5, 1.5]), ["events", "user_id is Float64", "string or int64", "cast"]),
         (events(timestamp=["x", "y"]), ["timestamp is String", "int64 seconds UTC"]),
         (events(position=["x", "y"]), ["position is String", "an integer"]),
+        (events(value=["x", "y"]), ["value is String", "a number"]),
+        (events(value=[1.0, None]), ["events row 1", "value is null"]),
+        (events(value=[1.0, -0.5]), ["events row 1", "value -0.5", "at least 0"]),
+        (events(value=[float("nan"), 1.0]), ["events row 0", "value nan", "finite"]),
+        (events(value=[1.0, float("inf")]), ["events row 1", "value inf", "finite"]),
         (events(action=[1, 2]), ["action is Int64", "string"]),
         (events(timestamp=[datetime(2024, 1, 1)] * 2), ["timestamp", "without a time zone", "attach"]),  # noqa: DTZ001
         (events(timestamp=[10, 1_700_000_000_000]), ["events row 1", "1700000000000", "divide milliseconds by 1000"]),

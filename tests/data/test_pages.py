@@ -236,3 +236,38 @@ def test_pages_hold_each_item_once_at_its_strongest_in_falling_intensity(rows, r
         found |= {(example.request_id, item): action for item, action in pairs}
     assert found == expected
     assert len(pages.items) == len(expected)
+
+
+VALUED = ("user_id", "item_id", "timestamp", "action", "request_id", "value")
+
+
+def test_item_is_worth_its_most_valued_event_of_the_page():
+    events = log(
+        ("u", "A", 1, "expose", "q", 2.0), ("u", "A", 2, "click", "q", 0.5), ("u", "B", 3, "order", "q", 1.0),
+        ("u", "A", 9, "click", "r", 7.0), columns=VALUED,
+    )  # fmt: skip
+    pages = build_pages(events, ITEMS)
+    assert pages.items.tolist() == [B, A, A]
+    assert pages.values.tolist() == [1.0, 2.0, 7.0]
+    assert pages.example(0).positive_values.tolist() == [1.0, 2.0]
+
+
+def test_values_change_nothing_else():
+    plain = log(("u", "A", 1, "click", "q"), ("u", "B", 2, "order", "q"), ("u", "C", 3, "expose", "r"))
+    without, with_them = build_pages(plain, ITEMS), build_pages(plain.with_columns(value=pl.lit(2.0)), ITEMS)
+    assert without.values is None
+    assert without.example(0).values is None
+    for name in ("items", "actions", "item_offsets", "history_items", "history_start", "history_end", "times"):
+        np.testing.assert_array_equal(getattr(without, name), getattr(with_them, name))
+
+
+def test_history_items_are_found_on_their_own_pages():
+    events = log(
+        ("u", "A", 1, "click", "q"), ("u", "B", 2, "order", "q"), ("u", "D", 3, "expose", "q"),
+        ("u", "A", 8, "order", "r"), ("u", "C", 9, "click", "r"), ("v", "A", 5, "click", "s"),
+    )  # fmt: skip
+    pages = build_pages(events, ITEMS)
+    places = pages.item_places()
+    assert places.tolist() == [1, 0, 3, 4, 5]  # page q in target order: B, A, D
+    np.testing.assert_array_equal(pages.items[places], pages.history_items)
+    np.testing.assert_array_equal(pages.item_pages[places], pages.history_pages)

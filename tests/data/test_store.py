@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -47,8 +48,11 @@ def test_card_holds_the_counts_of_the_toy_log(tmp_path):
         "valid_pages": 1,
         "test_pages": 2,
         "dropped_pages": 1,
+        "value": None,
     }
-    assert json.loads((tmp_path / "data" / "dataset.json").read_text()) == dataclasses.asdict(card)
+    written = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert written | {"value": None} == dataclasses.asdict(card)
+    assert "value" not in written
 
 
 def test_loading_gives_back_what_was_written(tmp_path):
@@ -70,6 +74,48 @@ def test_loading_gives_back_what_was_written(tmp_path):
 def test_popularity_counts_training_pages_only(tmp_path):
     write_dataset(tables(), tmp_path)
     assert load_dataset(tmp_path).popularity.tolist() == [1, 2, 0, 0]
+
+
+def valued(values, **changes):
+    source = tables(**changes)
+    column = pl.Series("value", values)
+    return dataclasses.replace(source, events=source.events.with_columns(column), value_note="Value: money.")
+
+
+def test_values_reach_examples_and_the_card(tmp_path):
+    card = write_dataset(valued([1.0, 2, 3, 4, 5, 6, 7, 8]), tmp_path)
+    data = load_dataset(tmp_path)
+    assert data.card == card
+    assert (card.value.meaning, card.value.total) == ("Value: money.", 9.0)  # of u:0, A and B, and of v:0, B
+    assert data.item_values.tolist() == [1, 8, 0, 0]
+    assert card.value.top_1_percent == pytest.approx(8 / 9, abs=1e-4)
+    assert [example.positive_values.tolist() for example in data.examples("test")] == [[5], [8]]
+
+
+def test_values_of_0_are_as_good_as_none(tmp_path):
+    card = write_dataset(valued([0.0] * 8), tmp_path)
+    assert card.value is None
+    assert load_dataset(tmp_path).pages.values is None
+
+
+def test_folder_prepared_before_values_is_loaded_whatever_a_column_of_that_name_holds(tmp_path):
+    write_dataset(tables(), tmp_path)
+    events = pl.read_parquet(tmp_path / "events.parquet").with_columns(value=pl.lit("dear"))
+    events.write_parquet(tmp_path / "events.parquet")
+    card = json.loads((tmp_path / "dataset.json").read_text())
+    card["sha256"]["events.parquet"] = hashlib.sha256((tmp_path / "events.parquet").read_bytes()).hexdigest()
+    (tmp_path / "dataset.json").write_text(json.dumps(card))
+    data = load_dataset(tmp_path)
+    assert data.pages.values is None
+    assert data.item_values is None
+
+
+def test_card_with_other_facts_of_value_is_refused(tmp_path):
+    write_dataset(valued([1.0] * 8), tmp_path)
+    card = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(card | {"value": {"total": 1}}))
+    with pytest.raises(DataError, match="differs in gini, meaning"):
+        load_dataset(tmp_path)
 
 
 def test_fingerprint_depends_on_ids_and_their_order(tmp_path):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,15 @@ def test_a_process_without_pages_adds_nothing():
 def test_hallucination_can_be_left_out():
     validation = Validation([make_example([], [0])], Scripted(), beams=10, measure_hallucination=False)
     assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10"}
+
+
+def test_value_is_averaged_over_the_pages_that_are_worth_something():
+    pages = [make_example([], [0, 11]), make_example([], [2]), make_example([], [3])]
+    values = [[1.0, 3.0], [0.0], [5.0]]
+    valued = [replace(page, values=np.array(value)) for page, value in zip(pages, values, strict=True)]
+    found = Validation(valued, Scripted(), beams=10, measure_hallucination=False).measure(Accelerator(cpu=True))
+    assert found.keys() == {"hr@10", "ndcg@10", "value@10"}
+    assert found["value@10"] == pytest.approx((0.25 + 1) / 2)
 
 
 def test_beams_are_also_ranked_by_a_reward_model():

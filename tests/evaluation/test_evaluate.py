@@ -34,6 +34,21 @@ def test_metrics_of_each_decoding(good, examples, catalog):
     assert mean(report, "good", "unconstrained", "HaR@1") == pytest.approx(1 / 3)
 
 
+def test_value_appears_with_what_items_were_worth_and_pages_are(good, examples, catalog):
+    """Values of a: 4 on its hit at rank 1; b: 1 of 4 at rank 2, its rank 1 is a miss; c: nothing."""
+    values = [[4.0, 9.0], [1.0, 3.0], [0.0]]
+    valued = [replace(page, values=np.array(value)) for page, value in zip(examples, values, strict=True)]
+    system = System("good", lambda: good)
+    item_values = np.array([1.0, 0, 0, 0, 9, 0])
+    report = run([system], valued, catalog, item_values=item_values)
+    assert mean(report, "good", "constrained", "value@1") == pytest.approx(1 / 2)
+    assert mean(report, "good", "constrained", "value@3") == pytest.approx((1 + 1 / 4) / 2)
+    assert mean(report, "good", "constrained", "value_head@3") == pytest.approx(1 / 9)
+    for requests, worth in ((valued, None), (examples, item_values)):
+        plain = run([system], requests, catalog, item_values=worth).systems["good"]["constrained"]
+        assert not [name for name in plain if name.startswith("value")]
+
+
 def test_valid_first_moves_invalid_sids_behind(good, examples, catalog):
     report = run([System("good", lambda: good)], examples, catalog)
     assert mean(report, "good", "unconstrained", "HR_valid_first@1") == pytest.approx(1 / 3)

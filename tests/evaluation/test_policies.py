@@ -3,8 +3,16 @@
 import pytest
 import torch
 
+from genrec_rl.data.values import ValueBuckets
+from genrec_rl.decoding.expected_value import ValueReranker
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.policies import BeamOptions, load_recommender, parse_policies, policy_systems
+from genrec_rl.evaluation.policies import (
+    BeamOptions,
+    load_recommender,
+    parse_policies,
+    policy_systems,
+    valued_systems,
+)
 from tests.fixtures import make_policy
 
 
@@ -89,3 +97,14 @@ def test_impossible_options_are_refused_before_any_work(options, message):
 def test_widths_must_fit_levels_and_answers(widths):
     with pytest.raises(ConfigError, match="must be 3 numbers, one a SID level, and end with 10"):
         BeamOptions(beam_widths=widths).check(beams=10, n_levels=3)
+
+
+def test_policies_with_value_tokens_are_asked_once_more_by_expected_value(tmp_path, catalog):
+    for name, values in (("sft", None), ("vsl", ValueBuckets((), (0.0, 1.0)))):
+        make_policy(catalog, values=values).save_pretrained(tmp_path / name)
+    folders = {name: tmp_path / name for name in ("sft", "vsl")}
+    (system,) = valued_systems(folders, policy_systems(folders, catalog, BeamOptions()), weight=0.5)
+    assert (system.name, system.decodings) == ("vsl_valued", ("constrained",))
+    assert isinstance(system.load(), ValueReranker)
+    with pytest.raises(ConfigError, match="no policy has value tokens"):
+        valued_systems(folders, policy_systems({"sft": tmp_path / "sft"}, catalog, BeamOptions()), weight=0.5)

@@ -1,5 +1,7 @@
 """The predictions table: one row per rank, nulls where nothing was recommended."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -53,3 +55,10 @@ def test_failed_evaluation_leaves_no_table(tmp_path, examples):
     with pytest.raises(RuntimeError):
         fail_half_way()
     assert not list(tmp_path.iterdir())
+
+
+def test_rank_of_a_valued_positive_says_what_it_was_worth(tmp_path, examples, catalog):
+    valued = [replace(example, values=np.full(len(example.items), 2.5)) for example in examples]
+    with PredictionsWriter(tmp_path / "p.parquet", valued, item_ids=catalog.item_ids.tolist()) as writer:
+        writer.write(answers(valued))
+    assert pl.read_parquet(tmp_path / "p.parquet")["value"].to_list() == [2.5, 0, 0, 0, 0, 0]  # item 2 is a's alone

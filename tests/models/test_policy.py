@@ -6,9 +6,11 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from genrec_rl.data.values import ValueBuckets
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
 from genrec_rl.models.prompts import PromptGrammar
+from genrec_rl.sids.vocab import SidVocab
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 
 
@@ -28,6 +30,39 @@ def test_policy_that_tells_days_is_loaded_with_its_token(catalog, tmp_path):
     policy.save_pretrained(tmp_path)
     assert load_policy(tmp_path, catalog=catalog).vocab == policy.vocab
     assert policy.tokenizer.convert_ids_to_tokens(policy.vocab.same_day_id) == "<|same_day|>"
+
+
+def test_policy_knows_its_value_buckets_when_loaded(catalog, tmp_path):
+    values = ValueBuckets((0.1, np.log1p(2.0)), (0.0, 0.05, 1.7, 1 / 3 * 10))
+    policy = make_policy(catalog, values=values)
+    policy.save_pretrained(tmp_path)
+    loaded = load_policy(tmp_path, catalog=catalog)
+    assert loaded.values == values
+    assert loaded.vocab == policy.vocab
+    assert len(loaded.vocab.value_tokens) == 4
+
+
+def test_policy_without_values_is_written_as_before(policy, tmp_path):
+    assert PromptGrammar().digest(policy.vocab) == PromptGrammar().digest(
+        SidVocab(
+            (4, 4, 4),
+            sid_token_start=policy.vocab.sid_token_start,
+            history_id=policy.vocab.history_id,
+            separator_id=policy.vocab.separator_id,
+            pad_id=policy.vocab.pad_id,
+        )
+    )
+    policy.save_pretrained(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert facts.get("value_edges") is None
+
+
+def test_buckets_that_the_tokenizer_lacks_are_refused(catalog, tmp_path):
+    make_policy(catalog, values=ValueBuckets((), (0.0, 1.0))).save_pretrained(tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(facts | {"value_edges": [1.0], "value_means": [0.0, 1.0, 5.0]}))
+    with pytest.raises(DataError, match="2 value tokens for 3 buckets"):
+        load_policy(tmp_path, catalog=catalog)
 
 
 def test_unknown_softmax_is_refused(catalog):

@@ -63,9 +63,45 @@ def test_report_compares_both_policies_and_the_bars(runs):
         assert report["systems"][system]["constrained"]["HaR@10"]["mean"] == 0
     assert "grpo_sr-sft" in report["paired"]
     predictions = pl.read_parquet(runs / "eval" / "predictions.parquet")
-    expected = ["request_id", "user_id", "system", "decoding", "rank", "item_id", "sid", "score", "is_valid"]
+    expected = ["request_id", "user_id", "system", "decoding", "rank", "item_id", "sid", "score", "is_valid", "value"]
     assert predictions.columns == expected
     assert predictions.filter(~pl.col("is_valid"))["item_id"].is_null().all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softmax", ["vocabulary", "children"])
+def test_values_are_taught_saved_and_asked_for(runs, tmp_path, softmax):
+    stages = ["--data_dir", str(runs / "data"), "--sid_dir", str(runs / "sids")]
+    words = ["--target", "running", "--n_value_buckets", "4", "--value_user_weight", "1", "--softmax", softmax]
+    words += ["--action_weights", "2", "1", "0.5", "--logging_steps", "1"]
+    sft.main([*stages, *SMALL_POLICY, *words, "--output_dir", str(tmp_path / "vsl")])
+    assert len(json.loads((tmp_path / "vsl" / "config.json").read_text())["value_means"]) == 5
+    rows = [json.loads(line) for line in (tmp_path / "vsl" / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/value_nll", "eval/value@10"} <= {name for row in rows for name in row}
+    asked = ["--policies", f"vsl={tmp_path / 'vsl'}", "--reward_model", "none", "--rerank_value", "1"]
+    evaluate.main([*stages, *asked, "--baselines", "false", "--output_dir", str(tmp_path / "eval")])
+    systems = json.loads((tmp_path / "eval" / "eval.json").read_text())["systems"]
+    assert list(systems) == ["vsl", "vsl_valued"]
+    assert systems["vsl_valued"]["constrained"]["value@10"]["mean"] > 0
+    assert "value@10" in (tmp_path / "eval" / "table.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--n_value_buckets", "4"], "needs target item or running"),
+        (["--n_value_buckets", "-1"], "n_value_buckets -1"),
+        (["--value_coef", "-1"], "value_coef -1"),
+        (["--action_weights", "1", "2", "1"], "action_weights"),
+        (["--value_weight_clip", "0.99"], "percentile: give 50 to 100"),
+    ],
+)
+def test_contradicting_value_settings_are_one_clear_error(runs, tmp_path, words, message):
+    stages = ["--data_dir", str(runs / "data"), "--sid_dir", str(runs / "sids")]
+    with pytest.raises(ConfigError, match=message):
+        sft.main([*stages, *SMALL_POLICY, *words, "--output_dir", str(tmp_path / "vsl")])
+    assert not (tmp_path / "vsl" / "stage.json").exists()
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ def test_recipe_writes_a_loadable_stage_and_says_what_a_page_is(tmp_path, capsys
     printed = capsys.readouterr().out
     assert "300" in printed
     assert "A page is one logged request" in printed
+    assert "value held by the top 10 % of items" in printed
+    assert "Value: the item's price where it was ordered" in printed
 
 
 def test_page_rule_and_split_reach_the_card(tmp_path):

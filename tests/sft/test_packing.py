@@ -8,8 +8,10 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.sft.packing import pack
 from genrec_rl.sft.rows import IGNORED
 from genrec_rl.sft.user_tree import TreeCollator
+from genrec_rl.sft.worth import WeightPlan
 from tests.fixtures import make_policy
 from tests.sft.test_user_tree import TABLE
+from tests.sft.test_worth import BUCKETS, VALUED
 
 DATASET = SimpleNamespace(
     pages=TABLE,
@@ -81,3 +83,20 @@ def test_learn_valid_teaches_the_validation_pages_too(policy, catalog, packing):
         packed = pack(DATASET, policy, catalog, packing=packing, target="running", learn_valid=learn_valid, **LIMITS)
         taught = sum(sum(token != IGNORED for token in row[key]) for row in packed.train)
         assert taught == policy.vocab.n_levels * n_items
+
+
+@pytest.mark.parametrize("packing", ["user_tree", "none"])
+def test_values_and_weights_are_for_training_rows_alone(catalog, packing):
+    policy = make_policy(catalog, values=BUCKETS)
+    data = SimpleNamespace(pages=VALUED, split=DATASET.split)
+    given = {"packing": packing, "target": "item", **LIMITS}
+    packed = pack(data, policy, catalog, teaches_value=True, weights=WeightPlan(user=1.0), **given)
+    plain = pack(data, policy, catalog, **given)
+    key = "shift_labels" if packing == "user_tree" else "labels"
+    labels = [
+        sum(sum(token != IGNORED for token in row[key]) for row in part) for part in (packed.train, plain.train)
+    ]
+    assert labels == [4 * 4, 4 * 3]
+    assert "weights" in packed.train[0]
+    assert packed.valid[0].keys() == plain.valid[0].keys() == plain.train[0].keys()
+    assert [list(row[key]) for row in packed.valid] == [list(row[key]) for row in plain.valid]

@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from genrec_rl.sft.rows import IGNORED, build_rows, draw_kept
+from genrec_rl.sft.rows import IGNORED, WeightedRows, build_rows, draw_kept
 from genrec_rl.sft.targets import answers_of
+from tests.fixtures import make_policy
 from tests.sft.test_user_tree import TABLE
+from tests.sft.test_worth import BUCKETS, worth
 
 
 def rows_of(policy, target: str, *, chosen=(0, 1)) -> list[dict]:
@@ -51,3 +53,26 @@ def test_history_dropout_leaves_out_history_items_and_no_answer(policy):
 def test_draw_keeps_an_item_with_one_minus_the_dropout():
     torch.manual_seed(0)
     assert draw_kept(10_000, dropout=0.3).mean() == pytest.approx(0.7, abs=0.02)
+
+
+def test_value_stands_behind_the_item_and_weighs_like_it(catalog):
+    policy = make_policy(catalog, values=BUCKETS)
+    known = worth(policy, user=1.0)
+    row = build_rows(known.answers, policy.prompts, known)[3]
+    plain = build_rows(known.answers, policy.prompts)[3]
+    (token,) = known.value_tokens(3).tolist()
+    assert row["input_ids"] == [*plain["input_ids"], token]
+    assert row["labels"] == [*plain["labels"], token]
+    (weight,) = set(row["weights"][-4:])
+    assert row["weights"] == [0.0] * (len(row["labels"]) - 4) + [weight] * 4
+    assert weight == pytest.approx(float(known.token_weights(3, n_levels=3)[0]))
+
+
+def test_collator_pads_weights_and_leaves_plain_rows_alone():
+    def pad(rows):
+        return {"labels": torch.zeros(len(rows), max(len(row["labels"]) for row in rows))}
+
+    rows = [{"input_ids": [1, 2], "labels": [3, 4]}, {"input_ids": [1], "labels": [3]}]
+    assert "weights" not in WeightedRows(pad)(rows)
+    weighted = [row | {"weights": [0.5] * len(row["labels"])} for row in rows]
+    assert WeightedRows(pad)(weighted)["weights"].tolist() == [[0.5, 0.5], [0.5, 0.0]]

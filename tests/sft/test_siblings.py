@@ -2,11 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sft.rows import IGNORED
 from genrec_rl.sft.siblings import Siblings, sibling_nll
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
-from tests.fixtures import CODES
+from tests.fixtures import CODES, make_policy
 from tests.sft.test_user_tree import answers
+from tests.sft.test_worth import BUCKETS, worth
 
 LEVELS = CODES.shape[1]
 
@@ -68,3 +70,40 @@ def test_only_open_codes_have_labels(catalog, policy):
     labels = sum(int((row["shift_labels"] != IGNORED).sum()) for row in build_trees(taught, policy.prompts, siblings))
     assert labels == sum(int(siblings.n_open[taught.items(i)[0]]) for i in range(len(taught)))
     assert labels < LEVELS * len(taught)
+
+
+@pytest.mark.parametrize("page_items", ["codes", "merged"])
+@pytest.mark.parametrize("target", ["item", "running"])
+def test_value_is_chosen_among_the_buckets_behind_the_whole_item(catalog, target, page_items):
+    policy = make_policy(catalog, values=BUCKETS, grammar=PromptGrammar(page_items=page_items))
+    known = worth(policy, target=target, user=1.0)
+    siblings = Siblings(catalog, policy.vocab)
+    collate = TreeCollator(policy.model, pad_id=policy.vocab.pad_id, siblings=siblings)
+    batch = collate(list(build_trees(known.answers, policy.prompts, siblings, known)))
+    allowed, labels, weights = batch.pop("allowed"), batch.pop("labels")[0], batch.pop("weights")[0]
+    batch.pop("shift_labels")
+    is_value = labels >= policy.vocab.value_tokens.start
+    assert is_value.sum() == 10
+    assert (allowed[is_value].sum(1) == 3).all()
+    assert not allowed[~is_value][:, policy.vocab.value_tokens.start :].any()
+    nll = sibling_nll(policy.model(**batch).logits[0], labels, allowed)
+    found = (nll * weights)[is_value].sum()
+    expected = 0.0
+    for i in range(len(known.answers)):
+        prompt = policy.prompts.prompt(known.answers.context(i, max_history=50))
+        read = policy.prompts.read_answer(known.answers.items(i))
+        logits = policy.model(torch.from_numpy(np.concatenate([prompt, read]))[None]).logits[0, -1]
+        (token,) = known.value_tokens(i)
+        tokens = policy.vocab.value_tokens
+        scores = logits[tokens.start : tokens.stop].log_softmax(-1)
+        expected -= float(known.token_weights(i, n_levels=3)[-1]) * scores[token - tokens.start]
+    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_codes_that_are_certain_have_no_label_before_a_value_either(catalog):
+    policy = make_policy(catalog, values=BUCKETS)
+    known = worth(policy)
+    siblings = Siblings(catalog, policy.vocab)
+    rows = build_trees(known.answers, policy.prompts, siblings, known)
+    labels = sum(int((row["shift_labels"] != IGNORED).sum()) for row in rows)
+    assert labels == 10 + sum(int(siblings.n_open[known.answers.items(i)[0]]) for i in range(10))

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,12 @@ def make_table(users: list[list[list[int]]]) -> PageTable:
         history_start=np.array(starts),
         history_end=np.array(ends),
     )
+
+
+def with_values(table, values, actions=None):
+    values = None if values is None else np.asarray(values, float)
+    changes = {} if actions is None else {"actions": np.array(actions, np.int8)}
+    return dataclasses.replace(table, values=values, **changes)
 
 
 def answers(table=None, chosen=None, *, target="page"):

@@ -48,3 +48,17 @@ def test_language_models_tokenizer_gets_the_sid_tokens_behind_its_own():
 def test_tokenizer_of_another_catalogue_is_refused():
     with pytest.raises(DataError, match=r"<a_0>\.\.<c_4>.*recipes/sft.py"):
         vocab_of(build_tokenizer(SIZES), (3, 2, 5))
+
+
+def test_value_tokens_lie_behind_the_sids_and_move_nothing():
+    plain, valued = (vocab_of(build_tokenizer(SIZES, n_values=n), SIZES) for n in (0, 5))
+    assert (plain.value_token_start, plain.n_values, plain.value_tokens) == (None, None, range(0))
+    assert valued.value_tokens == range(13, 18)
+    assert valued.level_starts == plain.level_starts
+    assert valued.codes(torch.tensor([[13, 14, 15]])).tolist() == [[-1, -1, -1]]
+
+
+def test_value_tokens_come_back_from_an_extended_tokenizer():
+    tokenizer = build_tokenizer((2,))
+    extend_tokenizer(tokenizer, (2, 3), n_values=3)
+    assert len(vocab_of(tokenizer, (2, 3)).value_tokens) == 3

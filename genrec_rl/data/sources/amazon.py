@@ -18,6 +18,10 @@ NOTE = (
     "Every event is an order: Amazon Beauty holds reviews of bought items and no exposures, days are the finest "
     "time, and the order inside a day is arbitrary (S3-Rec's file order)."
 )
+VALUE_NOTE = (
+    "Value: 1 an order, a stand-in: the files hold neither price nor rating. An item's value is then its popularity, "
+    "value@K is Recall@K, and nothing is to be learnt from a value token."
+)
 
 
 def read_amazon(input_path: str | Path) -> SourceTables:
@@ -34,7 +38,12 @@ def read_amazon(input_path: str | Path) -> SourceTables:
     interactions = _read_csv(folder / INTERACTIONS, ("user_id", "item_id", "pos", "timestamp"))
     refuse_other_order(interactions, (folder / SEQUENCES).read_text())
     events = interactions.select(
-        "user_id", "item_id", "timestamp", pl.lit("order").alias("action"), pl.col("pos").alias("position")
+        "user_id",
+        "item_id",
+        "timestamp",
+        pl.lit("order").alias("action"),
+        pl.col("pos").alias("position"),
+        pl.lit(1.0).alias("value"),
     )
     items = _read_csv(folder / ITEMS, ("item_id", "title", "key_phrase", "attribute_ids")).select(
         "item_id",
@@ -42,7 +51,9 @@ def read_amazon(input_path: str | Path) -> SourceTables:
         "key_phrase",
         pl.col("attribute_ids").fill_null("").str.extract_all(r"\d+").cast(pl.List(pl.Int64)),
     )
-    return SourceTables(name="amazon", events=events.lazy(), items=items, page_rule=PAGE_RULE, note=NOTE)
+    return SourceTables(
+        name="amazon", events=events.lazy(), items=items, page_rule=PAGE_RULE, note=NOTE, value_note=VALUE_NOTE
+    )
 
 
 def refuse_other_order(interactions: pl.DataFrame, sequences: str) -> None:

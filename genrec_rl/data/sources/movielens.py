@@ -25,6 +25,9 @@ NOTE = (
     "MovieLens ratings stand in for a log (5 stars = order, 4 = click, 3 or less = expose): nothing was logged "
     "as shown, and a low rating is an item that the user chose."
 )
+VALUE_NOTE = (
+    "Value: the rating, 1 to 5 stars, a stand-in: nothing was paid, and what is clicked or ordered is 4 or 5."
+)
 RECBOLE_FILES = ("ml-100k.inter", "ml-100k.item")
 GROUPLENS_FILES = ("u.data", "u.item")
 GENRES = (
@@ -51,7 +54,12 @@ def read_movielens(input_path: str | Path | None = None) -> SourceTables:
     else:
         ratings, items = _parse_grouplens(files)
     return SourceTables(
-        name="movielens", events=_to_events(ratings).lazy(), items=items, page_rule=PAGE_RULE, note=NOTE
+        name="movielens",
+        events=_to_events(ratings).lazy(),
+        items=items,
+        page_rule=PAGE_RULE,
+        note=NOTE,
+        value_note=VALUE_NOTE,
     )
 
 
@@ -66,7 +74,8 @@ def _to_events(ratings: pl.DataFrame) -> pl.DataFrame:
         .when(pl.col("rating") >= 4).then(pl.lit("click"))
         .otherwise(pl.lit("expose"))
     )  # fmt: skip
-    return ratings.sort("item_id").select("user_id", "item_id", "timestamp", action.alias("action"))
+    value = pl.col("rating").cast(pl.Float64).alias("value")
+    return ratings.sort("item_id").select("user_id", "item_id", "timestamp", action.alias("action"), value)
 
 
 def _parse_recbole(files: Mapping[str, bytes]) -> tuple[pl.DataFrame, pl.DataFrame]:

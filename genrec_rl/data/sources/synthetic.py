@@ -23,6 +23,7 @@ from genrec_rl.errors import ConfigError, DataError
 
 PAGE_RULE = "request_id"
 NOTE = "The market is simulated: exposures, clicks and orders follow a known click model (truth.npz)."
+VALUE_NOTE = "Value: the item's price where it was ordered, else 0: a stand-in for revenue, known here exactly."
 START, DAYS, SLATE = 1_700_006_400, 30, 10
 SHARPNESS, THRESHOLD = 8.0, 0.65  # of the preference curve over the cosine of interest and item
 AFFINITY_WEIGHT, POPULARITY_EXPONENT, ORDER_RATE = 4.0, 0.7, 0.6
@@ -125,13 +126,17 @@ def make_synthetic(*, n_users: int, n_items: int, n_requests: int, seed: int) ->
             raise ConfigError(f"{name}: {value} is below {least}; give a larger market")
     rng = np.random.default_rng(seed)
     market, items = _make_market(n_users, n_items, rng)
+    events = _simulate(market, n_requests, rng)
+    price = pl.when(pl.col("action") == "order").then(pl.col("price")).otherwise(0.0).alias("value")
+    valued = events.join(items.select("item_id", "price"), on="item_id", how="left", maintain_order="left")
     return SourceTables(
         name="synthetic",
-        events=_simulate(market, n_requests, rng).lazy(),
+        events=valued.with_columns(price).drop("price").lazy(),
         items=items,
         page_rule=PAGE_RULE,
         note=NOTE,
         truth={name: getattr(market, name) for name in Market.names()},
+        value_note=VALUE_NOTE,
     )
 
 

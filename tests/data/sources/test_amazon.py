@@ -28,8 +28,9 @@ def folder_with(path, **changes):
 
 def test_every_event_is_an_order_at_its_s3rec_position(tmp_path):
     events = read_amazon(folder_with(tmp_path)).events.collect()
-    assert events.columns == ["user_id", "item_id", "timestamp", "action", "position"]
+    assert events.columns == ["user_id", "item_id", "timestamp", "action", "position", "value"]
     assert set(events["action"]) == {"order"}
+    assert set(events["value"]) == {1.0}
     assert events["position"].to_list() == [0, 1, 2, 3, 0, 1, 2]
 
 

@@ -48,7 +48,11 @@ def write_zip(path, files, encoding, folder):
 def test_both_editions_give_the_same_contract_tables(tmp_path, files, encoding, folder):
     tables = read_movielens(write_zip(tmp_path / "any.zip", files, encoding, folder))
     check_tables(check_events(tables.events), check_items(tables.items))
-    assert tables.events.collect().rows() == [(7, 1, 100, "click"), (7, 2, 100, "order"), (8, 3, 250, "expose")]
+    assert tables.events.collect().rows() == [
+        (7, 1, 100, "click", 4.0),
+        (7, 2, 100, "order", 5.0),
+        (8, 3, 250, "expose", 3.0),
+    ]
     assert tables.items.columns == ["item_id", "title", "category", "release_year"]
     assert tables.items.rows() == [
         (1, "Toy Story", "Animation Comedy", 1995),

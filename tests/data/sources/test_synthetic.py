@@ -113,6 +113,14 @@ def test_titles_carry_the_latent_vector(tables):
     assert cosines[off_diagonal & (shared >= 2)].mean() > cosines[shared == 0].mean() + 0.3
 
 
+def test_value_is_the_price_of_what_was_ordered(tables):
+    events = tables.events.collect().join(tables.items.select("item_id", "price"), on="item_id")
+    ordered = events.filter(pl.col("action") == "order")
+    assert len(ordered) > 50
+    assert (ordered["value"] == ordered["price"]).all()
+    assert events.filter(pl.col("action") != "order")["value"].unique().to_list() == [0.0]
+
+
 @pytest.mark.parametrize(("name", "value"), [("n_users", 0), ("n_items", 9), ("n_requests", 0)])
 def test_too_small_a_market_is_refused(name, value):
     with pytest.raises(ConfigError, match=rf"{name}: {value} is below"):

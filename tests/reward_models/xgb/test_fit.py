@@ -4,8 +4,8 @@ import pytest
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import NO_ITEM
 from reward_models.candidates import label_proposals
-from reward_models.xgb.features import NO_CATEGORY
 from reward_models.xgb import XGB
+from reward_models.xgb.features import NO_CATEGORY
 from reward_models.xgb.fit import FitSettings, fit_xgb
 from tests.fixtures import make_catalog, make_example
 
