@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.models.lazy import check_lazy_layers
 from genrec_rl.models.prompts import PromptEncoder, PromptGrammar, pack_sids
 from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
 from genrec_rl.sids.catalog import Catalog
@@ -69,6 +70,7 @@ def create_policy(
     item_embedding: bool = False,
     item_dropout: float = 0.0,
     softmax: Softmax = "vocabulary",
+    lazy_layers: int | None = None,
     seed: int = 0,
 ) -> Policy:
     """Make an untrained policy for a catalogue.
@@ -87,6 +89,7 @@ def create_policy(
         item_embedding: give each item of the catalogue a vector of its own in prompts; needs ``grammar.merge``.
         item_dropout: see ``GenRecQwen2Config``.
         softmax: see ``GenRecQwen2Config``; what it is trained and asked with.
+        lazy_layers: layers below the previous code (LazyAR, ``models.lazy``); None for a plain policy.
         seed: of the new weights.
     """
     torch.manual_seed(seed)
@@ -102,12 +105,15 @@ def create_policy(
     else:
         base, tokenizer = _read_backbone(backbone)
         extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days)
+    check_lazy_layers(lazy_layers, n_layers=base.num_hidden_layers, n_levels=len(catalog.codebook_sizes))
+    is_lazy = lazy_layers is not None
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     config = GenRecQwen2Config.from_dict(
         base.to_dict()
         | {"model_type": GenRecQwen2Config.model_type, "grammar": asdict(grammar)}
         | {"sid_codebook_sizes": list(vocab.codebook_sizes), "sid_token_start": vocab.sid_token_start}
-        | {"grammar_hash": grammar.digest(vocab), "catalog_fingerprint": catalog.fingerprint}
+        | {"lazy_layers": lazy_layers, "grammar_hash": grammar.digest(vocab, is_lazy=is_lazy)}
+        | {"catalog_fingerprint": catalog.fingerprint}
         | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
         | {"embedding_scale": base.hidden_size**0.5 if scale_embeddings else 1.0}
         | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout, "softmax": softmax}
@@ -122,7 +128,7 @@ def create_policy(
             model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     if item_embedding:
         model.model.item_embedding.know(packed)
-    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
+    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes, is_lazy=is_lazy))
 
 
 def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBase]:
@@ -163,12 +169,13 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
         raise DataError(f"{folder}: weights are missing ({', '.join(sorted(info['missing_keys']))})")
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     grammar = PromptGrammar(**config.grammar)
-    if config.grammar_hash != grammar.digest(vocab):
+    digest = grammar.digest(vocab, is_lazy=config.is_lazy)
+    if config.grammar_hash != digest:
         raise DataError(
             f"{folder}: its prompt grammar {config.grammar_hash[:12]} differs from this version's "
-            f"{grammar.digest(vocab)[:12]}; use the genrec_rl that trained it, or train it again"
+            f"{digest[:12]}; use the genrec_rl that trained it, or train it again"
         )
-    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes))
+    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes, is_lazy=config.is_lazy))
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
