@@ -102,7 +102,9 @@ def main(argv: list[str] | None = None) -> None:
                 reward_model=reward_model,
                 rerank_weight=args.margin_weight,
             ),
-            peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
+            peft_config=lora_config(
+                settings.lora, is_tied=policy.model.config.tie_word_embeddings, is_lazy=policy.model.config.is_lazy
+            ),
             callbacks=[TrackerCallback(tracker), *([RewardCheck()] if checks_reward else [])],
         )
         trainer.add_callback(TableCallback(tracker, name="rollouts", columns=TABLE_COLUMNS,

@@ -10,11 +10,24 @@ Watch   eval/ndcg@10 rises while eval/har@10 (share of invented SIDs in free bea
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
-from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
+from genrec_rl.tracking import (
+    PROJECT,
+    Tracker,
+    check_unseen_valid,
+    console,
+    finish_stage,
+    is_main_process,
+    require_stage,
+    run_recipe,
+)
+
+if TYPE_CHECKING:
+    from genrec_rl.models.policy import Policy
+    from genrec_rl.sids.catalog import Catalog
 
 
 @dataclass
@@ -59,6 +72,13 @@ class Settings:
         default="vocabulary",
         metadata={"help": "over all tokens, or over codes of real items (faster; then HaR means nothing)"},
     )
+    lazy_layers: int = field(
+        default=0,
+        metadata={"help": "LazyAR: lower layers that never see the code before, so beams share them; 0: off"},
+    )
+    init_from: str | None = field(
+        default=None, metadata={"help": "SFT policy to start from; with lazy_layers a plain one is made LazyAR"}
+    )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
     learn_valid: bool = field(
@@ -77,13 +97,40 @@ class Settings:
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
 
 
+def make_policy(settings: Settings, catalog: "Catalog", *, seed: int) -> "Policy":
+    """Return the policy to train: new, or with the weights of a finished one."""
+    from genrec_rl.models.conversion import start_from
+    from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
+    from genrec_rl.models.prompts import PromptGrammar
+
+    size = BackboneSize(settings.hidden_size, settings.num_layers, settings.num_heads, settings.intermediate_size)
+    policy = create_policy(
+        catalog,
+        grammar=PromptGrammar(settings.merge, settings.separator, settings.max_history, settings.page_items),
+        backbone=settings.backbone or size,
+        embedding_dropout=settings.embedding_dropout,
+        residual_dropout=settings.residual_dropout,
+        scale_embeddings=settings.scale_embeddings,
+        item_embedding=settings.item_embedding,
+        item_dropout=settings.item_dropout,
+        softmax=settings.softmax,
+        lazy_layers=settings.lazy_layers or None,
+        seed=seed,
+    )
+    if settings.init_from is not None:
+        folder = require_stage(settings.init_from, stage="sft", command="accelerate launch recipes/sft.py",
+                               made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
+        if not settings.learn_valid:
+            check_unseen_valid(folder)
+        start_from(policy, load_policy(folder, catalog=catalog))
+    return policy
+
+
 def main(argv: list[str] | None = None) -> None:
     from genrec_rl.data.store import load_dataset
     from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
     from genrec_rl.models.lora import lora_config, merge_lora
-    from genrec_rl.models.policy import BackboneSize, create_policy
-    from genrec_rl.models.prompts import PromptGrammar
     from genrec_rl.sft.callbacks import TrackerCallback, use_progress_bar
     from genrec_rl.sft.packing import pack
     from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
@@ -98,19 +145,7 @@ def main(argv: list[str] | None = None) -> None:
                             made_from={"data": settings.data_dir})  # fmt: skip
     catalog = Catalog.load(sid_dir)
     catalog.check_items(dataset.items_fingerprint)
-    size = BackboneSize(settings.hidden_size, settings.num_layers, settings.num_heads, settings.intermediate_size)
-    policy = create_policy(
-        catalog,
-        grammar=PromptGrammar(settings.merge, settings.separator, settings.max_history, settings.page_items),
-        backbone=settings.backbone or size,
-        embedding_dropout=settings.embedding_dropout,
-        residual_dropout=settings.residual_dropout,
-        scale_embeddings=settings.scale_embeddings,
-        item_embedding=settings.item_embedding,
-        item_dropout=settings.item_dropout,
-        softmax=settings.softmax,
-        seed=args.seed,
-    )
+    policy = make_policy(settings, catalog, seed=args.seed)
     valid = dataset.examples("valid", max_history=settings.max_history)
     rows = pack(
         dataset,
@@ -134,7 +169,9 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=rows.valid,
             data_collator=rows.collator,
             processing_class=policy.tokenizer,
-            peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
+            peft_config=lora_config(
+                settings.lora, is_tied=policy.model.config.tie_word_embeddings, is_lazy=policy.model.config.is_lazy
+            ),
             callbacks=[TrackerCallback(tracker)],
             validation=Validation(
                 valid,
@@ -149,6 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     if is_main_process():
         policy.save_pretrained(args.output_dir)
         inputs = {"data": settings.data_dir, "sids": settings.sid_dir}
+        inputs |= {} if settings.init_from is None else {"policy": settings.init_from}
         finish_stage(args.output_dir, stage="sft", settings=asdict(settings) | args.to_dict(), inputs=inputs,
                      seconds=time.time() - started)  # fmt: skip
         console.print(f"policy in {args.output_dir}; best validation NDCG@10 {trainer.state.best_metric or 0:.4f}")

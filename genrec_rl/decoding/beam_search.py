@@ -116,21 +116,25 @@ def search_from(
 
     Raises:
         RolloutError: when the model returns NaN.
-        ConfigError: when the plan has another number of levels.
+        ConfigError: when the plan has another number of levels, or cuts what is to be a sample.
     """
     if len(plan.widths) != vocab.n_levels:
         raise ConfigError(f"beam widths {list(plan.widths)} are for {len(plan.widths)} levels of {vocab.n_levels}")
+    if generator is not None and plan.per_beam is not None:
+        raise ConfigError(f"per_beam {plan.per_beam}: a cut of each beam's continuations is no sample; leave it out")
     beams = _Growing(model, trunk, vocab, plan, is_constrained=trie is not None)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
         if trie is not None and plan.normalisation == "children":
             log_probs_BWK = over_children(trie, level, beams.nodes, log_probs_BWK)
         rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
-        how = {"width": width, "rank": rank, "per_node": plan.per_beam if level else None}
+        own = plan.per_beam if level else None
         if trie is None:
-            best = best_tokens(beams.scores, log_probs_BWK, **how)
+            best = best_tokens(beams.scores, log_probs_BWK, width=width, rank=rank, per_node=own)
         else:
-            best = trie.best_children(level, beams.nodes, beams.scores, log_probs_BWK, **how)
+            best = trie.best_children(
+                level, beams.nodes, beams.scores, log_probs_BWK, width=width, rank=rank, per_node=own
+            )
         if torch.isnan(best.ranks).any():
             raise RolloutError(f"NaN log-probabilities at SID level {level}; the policy's weights are broken")
         beams.grow(best, first_token=first_token)

@@ -47,8 +47,8 @@ def pack(
     policy that is served, or asked for test pages alone, when its settings are chosen.
 
     Raises:
-        ConfigError: for an unknown packing or target, a dropout that is no share below 1, or a policy with a softmax
-            over children without trees.
+        ConfigError: for an unknown packing or target, a dropout that is no share below 1, a policy with a softmax
+            over children without trees, or pages for a LazyAR policy that reads finished items as codes.
     """
     if not 0 <= history_dropout < 1:
         raise ConfigError(f"history_dropout {history_dropout} must be at least 0 and below 1")
@@ -57,6 +57,11 @@ def pack(
         raise ConfigError("softmax children is made for trees: set packing_pages user_tree, or softmax vocabulary")
     if packing not in ("user_tree", "none"):
         raise ConfigError(f"packing_pages '{packing}' is not one of user_tree, none")
+    if policy.model.config.is_lazy and "page" in target.split("+") and policy.prompts.grammar.page_items == "codes":
+        raise ConfigError(
+            "lazy_layers: the lower layers read none of an answer's codes, so target page needs its finished items "
+            "merged: set page_items merged, or target item or running"
+        )
     limits = {"max_items": max_items, "max_exposed": max_exposed}
     taught = np.union1d(dataset.split.train, dataset.split.valid) if learn_valid else dataset.split.train
     train = answers_of(dataset.pages, taught, target=target, **limits)

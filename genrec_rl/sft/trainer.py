@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -11,7 +13,9 @@ from typing_extensions import override
 
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.trunk import unwrap
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
+from genrec_rl.sft.mtp import labelled_places, level_nll, mtp_weight
 from genrec_rl.sft.siblings import sibling_nll
 
 
@@ -24,6 +28,9 @@ class PageSFTConfig(DeviceDefaults, SFTConfig):
 
     max_length: int | None = field(default=None, metadata={"help": "rows are never cut; see max_history"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rows are written when read"})
+    mtp_coef: float | None = field(
+        default=None, metadata={"help": "weight of a LazyAR policy's L_MTP; none: 0.3 with lazy_layers, else 0"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +48,9 @@ class PageSFTTrainer(SFTTrainer):
     def __init__(self, *args: Any, validation: Validation | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.validation = validation
+        self.mtp_coef = mtp_weight(
+            self.args.mtp_coef, is_lazy=unwrap(self.model).config.is_lazy, loss_type=self.args.loss_type
+        )
 
     @override
     def compute_loss(
@@ -50,16 +60,37 @@ class PageSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return TRL's loss, or, where the rows say what each label is chosen among, the softmax over that."""
-        if "allowed" not in inputs:
+        """Return TRL's loss, or, where the rows say what each label is chosen among, the softmax over that.
+
+        A LazyAR policy's training adds ``mtp_coef`` times L_MTP; evaluation does not.
+        """
+        has_mtp = self.mtp_coef > 0 and self.model.training
+        if "allowed" not in inputs and not has_mtp:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "kept_places" not in inputs:
+            inputs = labelled_places(model, inputs)
         read = {name: x for name, x in inputs.items() if name not in ("allowed", "labels", "shift_labels")}
-        outputs = model(**read, use_cache=False)
-        nll_N = sibling_nll(outputs.logits[0], inputs["labels"][0], inputs["allowed"])
-        loss = nll_N.sum() / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
+        outputs = model(**read, use_cache=False, **({"mtp": True} if has_mtp else {}))
+        labels_N, allowed_NV = inputs["labels"][0], inputs.get("allowed")
+        logits_NV = outputs.logits[0]
+        nll_N = _nll(logits_NV[: len(labels_N)], labels_N, allowed_NV)
+        total = nll_N.sum()
+        if has_mtp:
+            mtp_N = self._mtp_nll(logits_NV[len(labels_N) :], labels_N, is_among_children=allowed_NV is not None)
+            total = total + self.mtp_coef * mtp_N.sum()
+            self._metrics["train"]["mtp_loss"].append(self.accelerator.gather(mtp_N.detach().mean()).mean().item())
+        loss = total / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP will average what is a share of all processes' labels
         return (loss, outputs) if return_outputs else loss
+
+    def _mtp_nll(
+        self, logits_NV: Float[Tensor, "N V"], labels_N: Int[Tensor, " N"], *, is_among_children: bool
+    ) -> Float[Tensor, " N"]:
+        if not is_among_children:
+            return _nll(logits_NV, labels_N, None)
+        config = unwrap(self.model).config
+        return level_nll(logits_NV, labels_N, starts=config.sid_level_starts, sizes=config.sid_codebook_sizes)
 
     @override
     def evaluation_loop(
@@ -85,3 +116,11 @@ class PageSFTTrainer(SFTTrainer):
         for metrics in self._metrics.values():
             metrics.pop("num_tokens", None)
         super().log(logs, start_time)
+
+
+def _nll(
+    logits_NV: Float[Tensor, "N V"], labels_N: Int[Tensor, " N"], allowed_NV: Bool[Tensor, "N U"] | None
+) -> Float[Tensor, " N"]:
+    if allowed_NV is None:
+        return functional.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+    return sibling_nll(logits_NV, labels_N, allowed_NV)

@@ -235,6 +235,12 @@ def test_of_one_beam_only_its_best_continuations_go_on(policy, catalog, free):
     assert (scores.diff(dim=1) <= 0).all()
 
 
+def test_cut_of_a_sample_is_refused(policy):
+    _, ids, is_prompt = prompts_of(policy)
+    with pytest.raises(ConfigError, match=r"per_beam 4: a cut .* is no sample"):
+        search(policy, ids, is_prompt, 4, how={"per_beam": 4}, generator=torch.Generator())
+
+
 def test_cut_that_cannot_fill_the_next_level_is_refused():
     with pytest.raises(ConfigError, match=r"per_beam 1: 2 beams .* next level's 4; at least 2 are needed"):
         BeamPlan((2, 4, 4), per_beam=1)
