@@ -173,17 +173,15 @@ def append_unfused(
     """
     is_lazy, device = places.is_lazy_BS, mask.device
     n_rows, n_places = is_lazy.shape
-    counts = is_lazy.sum(1, keepdim=True)
-    n = int(counts.max())
+    n = int(is_lazy.sum(1).max())
+    # Rows with fewer end with copies of other places, which are no item's, so that nobody sees or reads them.
     at = is_lazy.byte().argsort(dim=1, descending=True, stable=True)[:, :n]
-    is_copy = torch.arange(n, device=device) < counts  # (rows with fewer end with copies that nobody reads)
     position_ids = position_ids.expand(n_rows, -1)
     item = position_ids - places.depths_BS  # equal at places of one item, among those that see each other
     no, yes = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
     sees = mask[:, 0].gather(1, at.unsqueeze(2).expand(-1, -1, n_places))
     is_own = (item.gather(1, at).unsqueeze(2) == item.unsqueeze(1)) & is_lazy.unsqueeze(1)
     copies = sees.masked_fill(~is_own, no).gather(2, at.unsqueeze(1).expand(-1, n, -1))
-    copies = copies.masked_fill(~is_copy.unsqueeze(1), no)
     copies = copies.masked_fill(torch.eye(n, dtype=torch.bool, device=device), yes)
     above = torch.cat([mask[:, 0], torch.full_like(sees, no).transpose(1, 2)], dim=2)
     below = torch.cat([sees.masked_fill(is_own, no), copies], dim=2)

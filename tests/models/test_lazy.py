@@ -161,6 +161,30 @@ def test_every_weight_gets_a_gradient_from_a_prompt_alone(lazy):
     assert not [name for name, weights in lazy.model.named_parameters() if weights.grad is None]
 
 
+def test_activation_checkpointing_changes_no_gradient(lazy):
+    _, ids, is_prompt = prompts_of(lazy)
+    weights = [*lazy.model.parameters()]
+
+    def gradients():
+        log_probs = branch_log_probs(lazy.model, ids, is_prompt, random_branches()).log_probs_BGC
+        return torch.autograd.grad(log_probs.sum(), weights)
+
+    wanted = gradients()
+    lazy.model.train()
+    lazy.model.activation_checkpointing_enable()
+    for found, expected in zip(gradients(), wanted, strict=True):
+        assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_bfloat16_finds_nearly_the_same_scores(lazy, catalog):
+    _, ids, is_prompt = prompts_of(lazy)
+    plan = BeamPlan((12,) * 3)
+    exact = beam_search(lazy.model, ids, is_prompt, vocab=lazy.vocab, plan=plan, trie=catalog.trie)
+    lazy.model.to(torch.bfloat16)
+    found = beam_search(lazy.model, ids, is_prompt, vocab=lazy.vocab, plan=plan, trie=catalog.trie)
+    assert torch.allclose(found.log_probs_BW, exact.log_probs_BW, atol=0.2)
+
+
 def test_copies_see_what_their_places_see_and_their_own_items_copies():
     """A prompt's place, two items of a page (the first read merged behind its lazy places), and a padded row."""
     is_lazy = torch.tensor([[False, True, True, False, True, True], [False, True, False, False, False, False]])
