@@ -78,7 +78,8 @@ class PageSFTTrainer(SFTTrainer):
         if has_mtp:
             mtp_N = self._mtp_nll(logits_NV[len(labels_N) :], labels_N, is_among_children=allowed_NV is not None)
             total = total + self.mtp_coef * mtp_N.sum()
-            self._metrics["train"]["mtp_loss"].append(self.accelerator.gather(mtp_N.detach().mean()).mean().item())
+            mean = mtp_N.detach().sum() / max(len(mtp_N), 1)
+            self._metrics["train"]["mtp_loss"].append(self.accelerator.gather(mean).mean().item())
         loss = total / (len(nll_N) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP will average what is a share of all processes' labels
