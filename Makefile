@@ -20,8 +20,8 @@ check: $(INSTALLED)  ## lint, format, types, import layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
-BENCHMARKS := beam_search grpo_step sft_step token_merger reward_scoring trie semantic_ids
-bench: $(INSTALLED)  ## the seven benchmarks one after the other, and their table in README (sft_step needs `make demo`)
+BENCHMARKS := beam_search grpo_step sft_step token_merger reward_scoring trie semantic_ids lazy_ar
+bench: $(INSTALLED)  ## the eight benchmarks one after the other, and their table in README (sft_step needs `make demo`)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	for name in $(BENCHMARKS); do \
 	  $(PYTHON) benchmarks/$$name.py --sweep true --json benchmarks/results/$$name.json || exit 1; done

@@ -1,8 +1,9 @@
 """Put the measured speeds into README: every goal of every benchmark, as its results file holds it.
 
-    make bench       (runs the seven benchmarks, then this)
+    make bench       (runs the eight benchmarks, then this)
 
-Reads   benchmarks/results/{beam_search,grpo_step,sft_step,token_merger,reward_scoring,semantic_ids,trie}.json.
+Reads   benchmarks/results/{beam_search,grpo_step,sft_step,token_merger,reward_scoring,semantic_ids,trie,lazy_ar}
+        .json.
 Writes  the part of README.md between its speed-table markers.
 """
 
@@ -15,7 +16,16 @@ from genrec_rl.errors import DataError
 from genrec_rl.tracking import console, run_recipe
 
 RESULTS = Path("benchmarks/results")
-BENCHMARKS = ("beam_search", "grpo_step", "sft_step", "token_merger", "reward_scoring", "trie", "semantic_ids")
+BENCHMARKS = (
+    "beam_search",
+    "grpo_step",
+    "sft_step",
+    "token_merger",
+    "reward_scoring",
+    "trie",
+    "semantic_ids",
+    "lazy_ar",
+)
 
 
 def main() -> None:

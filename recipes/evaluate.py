@@ -70,6 +70,9 @@ class Settings:
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
     batch_size: int = field(default=64, metadata={"help": "requests decoded at once"})
     beam_widths: list[int] | None = field(default=None, metadata={"help": "beams of each level; none: always beams"})
+    per_beam: int | None = field(
+        default=None, metadata={"help": "continuations of one beam that go on, its best; none: no cut"}
+    )
     normalisation: Literal["vocabulary", "level", "children"] | None = field(
         default=None,
         metadata={"help": "probabilities over all tokens, a level's codes, real items' | none: as trained"},
@@ -134,7 +137,8 @@ def main(argv: list[str] | None = None) -> None:
     policies, block = parse_policies(settings.policies), reward_block(settings)
     plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
     widths = None if settings.beam_widths is None else tuple(settings.beam_widths)
-    options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype, settings.continue_page)
+    options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype, settings.continue_page,
+                          per_beam=settings.per_beam)  # fmt: skip
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
     catalog = Catalog.load(
         require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")

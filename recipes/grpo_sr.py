@@ -107,7 +107,9 @@ def main(argv: list[str] | None = None, *, recipe_file: str = __file__) -> None:
                 rerank_weight=args.margin_weight,
             ),
             continue_page=settings.continue_page,
-            peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
+            peft_config=lora_config(
+                settings.lora, is_tied=policy.model.config.tie_word_embeddings, is_lazy=policy.model.config.is_lazy
+            ),
             callbacks=[TrackerCallback(tracker), *([RewardCheck()] if checks_reward else [])],
         )
         trainer.add_callback(TableCallback(tracker, name="rollouts", columns=TABLE_COLUMNS,

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Literal
 
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
-from genrec_rl.tracking import PROJECT, Tracker, console, finish_stage, is_main_process, require_stage, run_recipe
+from genrec_rl.tracking import (
+    PROJECT,
+    Tracker,
+    check_unseen_valid,
+    console,
+    finish_stage,
+    is_main_process,
+    require_stage,
+    run_recipe,
+)
 
 if TYPE_CHECKING:
     from genrec_rl.data.values import ValueBuckets
@@ -65,6 +74,13 @@ class Settings:
         default="vocabulary",
         metadata={"help": "over all tokens, or over codes of real items (faster; then HaR means nothing)"},
     )
+    lazy_layers: int = field(
+        default=0,
+        metadata={"help": "LazyAR: lower layers that never see the code before, so beams share them; 0: off"},
+    )
+    init_from: str | None = field(
+        default=None, metadata={"help": "SFT policy to start from; with lazy_layers a plain one is made LazyAR"}
+    )
     max_page_items: int = field(default=10, metadata={"help": "items of a page that are supervised"})
     max_exposed: int = field(default=0, metadata={"help": "exposed items after a page's positives"})
     learn_valid: bool = field(
@@ -99,12 +115,13 @@ class Settings:
 
 
 def make_policy(settings: Settings, catalog: "Catalog", *, values: "ValueBuckets | None", seed: int) -> "Policy":
-    """Make the untrained policy."""
-    from genrec_rl.models.policy import BackboneSize, create_policy
+    """Return the policy to train: new, or with the weights of a finished one."""
+    from genrec_rl.models.conversion import start_from
+    from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
     from genrec_rl.models.prompts import PromptGrammar
 
     size = BackboneSize(settings.hidden_size, settings.num_layers, settings.num_heads, settings.intermediate_size)
-    return create_policy(
+    policy = create_policy(
         catalog,
         grammar=PromptGrammar(settings.merge, settings.separator, settings.max_history, settings.page_items),
         backbone=settings.backbone or size,
@@ -115,8 +132,16 @@ def make_policy(settings: Settings, catalog: "Catalog", *, values: "ValueBuckets
         item_dropout=settings.item_dropout,
         softmax=settings.softmax,
         values=values,
+        lazy_layers=settings.lazy_layers or None,
         seed=seed,
     )
+    if settings.init_from is not None:
+        folder = require_stage(settings.init_from, stage="sft", command="accelerate launch recipes/sft.py",
+                               made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
+        if not settings.learn_valid:
+            check_unseen_valid(folder)
+        start_from(policy, load_policy(folder, catalog=catalog))
+    return policy
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -167,7 +192,9 @@ def main(argv: list[str] | None = None) -> None:
             eval_dataset=rows.valid,
             data_collator=rows.collator,
             processing_class=policy.tokenizer,
-            peft_config=lora_config(settings.lora, is_tied=policy.model.config.tie_word_embeddings),
+            peft_config=lora_config(
+                settings.lora, is_tied=policy.model.config.tie_word_embeddings, is_lazy=policy.model.config.is_lazy
+            ),
             callbacks=[TrackerCallback(tracker)],
             value_tokens=policy.vocab.value_tokens,
             validation=Validation(
@@ -183,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     if is_main_process():
         policy.save_pretrained(args.output_dir)
         inputs = {"data": settings.data_dir, "sids": settings.sid_dir}
+        inputs |= {} if settings.init_from is None else {"policy": settings.init_from}
         finish_stage(args.output_dir, stage="sft", settings=asdict(settings) | args.to_dict(), inputs=inputs,
                      seconds=time.time() - started)  # fmt: skip
         console.print(f"policy in {args.output_dir}; best validation NDCG@10 {trainer.state.best_metric or 0:.4f}")

@@ -9,6 +9,7 @@ under the full softmax, the numbers that teacher forcing gives, unless normalise
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -19,7 +20,7 @@ from torch.nn import functional
 from genrec_rl.decoding.gumbel import perturb_children
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.trunk import Branches, Trunk, read_trunk
-from genrec_rl.sids.trie import BestChildren, Rank, SidTrie, largest
+from genrec_rl.sids.trie import BestChildren, Rank, SidTrie, largest, largest_of_each
 from genrec_rl.sids.vocab import SidVocab
 
 Normalisation = Literal["vocabulary", "level", "children"]
@@ -38,10 +39,14 @@ class BeamPlan:
             the level alone, which spares a large vocabulary's rows; or ``children``, over the codes that go on to
             an item, so that what a policy gives to codes that do not exist costs an item nothing. Under ``level``
             and ``children`` no answer is malformed. Without a trie ``children`` is ``level``.
+        per_beam: continuations of one beam that go on, at most, its best (GR4AD's top-k pre-cut); the first level has
+            one beam and is not cut. Where it is at least the next width it changes nothing; smaller, answers spread
+            over more prefixes, and the best may be missed. None for no cut.
     """
 
     widths: tuple[int, ...]
     normalisation: Normalisation = "vocabulary"
+    per_beam: int | None = None
 
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
@@ -49,6 +54,19 @@ class BeamPlan:
         if self.normalisation not in get_args(Normalisation):
             known = ", ".join(get_args(Normalisation))
             raise ConfigError(f"normalisation '{self.normalisation}' is not one of {known}")
+        if self.per_beam is not None:
+            self._check_per_beam(self.per_beam)
+
+    def _check_per_beam(self, per_beam: int) -> None:
+        """Refuse a cut that leaves fewer continuations than the next level is to keep."""
+        if per_beam < 1:
+            raise ConfigError(f"per_beam is {per_beam}, at least 1 is needed; leave it out for no cut")
+        for before, width in pairwise(self.widths):
+            if per_beam * before < width:
+                raise ConfigError(
+                    f"per_beam {per_beam}: {before} beams with that many continuations each cannot fill the next "
+                    f"level's {width}; at least {-(-width // before)} are needed"
+                )
 
 
 class Beams(NamedTuple):
@@ -98,20 +116,25 @@ def search_from(
 
     Raises:
         RolloutError: when the model returns NaN.
-        ConfigError: when the plan has another number of levels.
+        ConfigError: when the plan has another number of levels, or cuts what is to be a sample.
     """
     if len(plan.widths) != vocab.n_levels:
         raise ConfigError(f"beam widths {list(plan.widths)} are for {len(plan.widths)} levels of {vocab.n_levels}")
+    if generator is not None and plan.per_beam is not None:
+        raise ConfigError(f"per_beam {plan.per_beam}: a cut of each beam's continuations is no sample; leave it out")
     beams = _Growing(model, trunk, vocab, plan, is_constrained=trie is not None)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
         if trie is not None and plan.normalisation == "children":
             log_probs_BWK = over_children(trie, level, beams.nodes, log_probs_BWK)
         rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
+        own = plan.per_beam if level else None
         if trie is None:
-            best = best_tokens(beams.scores, log_probs_BWK, width=width, rank=rank)
+            best = best_tokens(beams.scores, log_probs_BWK, width=width, rank=rank, per_node=own)
         else:
-            best = trie.best_children(level, beams.nodes, beams.scores, log_probs_BWK, width=width, rank=rank)
+            best = trie.best_children(
+                level, beams.nodes, beams.scores, log_probs_BWK, width=width, rank=rank, per_node=own
+            )
         if torch.isnan(best.ranks).any():
             raise RolloutError(f"NaN log-probabilities at SID level {level}; the policy's weights are broken")
         beams.grow(best, first_token=first_token)
@@ -119,14 +142,22 @@ def search_from(
 
 
 def best_tokens(
-    scores_BW: Float[Tensor, "B W"], log_probs_BWK: Float[Tensor, "B W K"], *, width: int, rank: Rank | None = None
+    scores_BW: Float[Tensor, "B W"],
+    log_probs_BWK: Float[Tensor, "B W K"],
+    *,
+    width: int,
+    rank: Rank | None = None,
+    per_node: int | None = None,
 ) -> BestChildren:
     """Return the best of all tokens after all beams: ``SidTrie.best_children`` where anything may follow."""
     n_tokens = log_probs_BWK.shape[2]
     found = ranks = (scores_BW.unsqueeze(2) + log_probs_BWK).flatten(1)
     if rank is not None:
         ranks = rank(found, torch.arange(found.shape[1], device=found.device).expand_as(found) // n_tokens)
-    ranks, at = largest(ranks, width)
+    if per_node is not None and per_node < width:
+        ranks, at = largest_of_each(ranks.unflatten(1, (-1, n_tokens)), width, per_group=per_node)
+    else:
+        ranks, at = largest(ranks, width)
     return BestChildren(ranks, found.gather(1, at), parents=at // n_tokens, codes=at % n_tokens, nodes=at)
 
 
@@ -171,6 +202,7 @@ class _Growing:
             return (log_probs if self.by_level else log_probs[..., rows]), rows.start or 0
         if self._branches is None:
             self._branches = Branches(self.trunk, n_branches=self.tokens.shape[1])
+            self._branches.share_lower(self.model.model, n_places=self.vocab.n_levels - 1)
         else:
             self._branches = self._branches.follow(self._parents)
         hidden = self._branches.read(self.model.model, self.tokens[:, :, -1], depth=level - 1).last_hidden_state

@@ -37,6 +37,7 @@ class BeamRecommender:
         normalisation: see ``BeamPlan``; None is what the policy was trained with.
         continue_page: read the items of the request's own day as the beginning of the answer, see
             ``PromptEncoder.running_prompt``.
+        per_beam: continuations of a beam that go on, see ``BeamPlan``; None for no cut.
         sample_seed: draw answers without repeats (Gumbel top-k) in place of the best, one stream of draws through all
             calls; one unconstrained answer a request is what the policy would say.
     """
@@ -50,6 +51,7 @@ class BeamRecommender:
         beam_widths: Sequence[int] | None = None,
         normalisation: Normalisation | None = None,
         continue_page: bool = False,
+        per_beam: int | None = None,
         sample_seed: int | None = None,
     ) -> None:
         if batch_size < 1:
@@ -58,6 +60,7 @@ class BeamRecommender:
         self.catalog = catalog
         self.batch_size = batch_size
         self.beam_widths = beam_widths
+        self.per_beam = per_beam
         self.normalisation: Normalisation = normalisation or policy.model.config.softmax
         self._noise: torch.Generator | None = None
         if sample_seed is not None:
@@ -87,7 +90,7 @@ class BeamRecommender:
 
     def _plan(self, k: int) -> BeamPlan:
         widths = tuple([k] * self.policy.vocab.n_levels if self.beam_widths is None else self.beam_widths)
-        plan = BeamPlan(widths, self.normalisation)
+        plan = BeamPlan(widths, self.normalisation, self.per_beam)
         if widths[-1] != k:
             raise ConfigError(f"beam_widths {list(widths)} end with {widths[-1]}, but {k} answers are asked for")
         return plan
@@ -107,6 +110,7 @@ class BeamRecommender:
             raise RolloutError(
                 f"beam_widths {list(plan.widths)} leave a request with {int(found.min())} of {wanted} answers: too "
                 "few begin with the prefixes that were kept; widen the first levels"
+                + ("" if plan.per_beam is None else f", or raise per_beam, which is {plan.per_beam}")
             )
         return tokens.cpu(), log_probs.cpu()
 

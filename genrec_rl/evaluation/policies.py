@@ -51,6 +51,7 @@ class BeamOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     continue_page: bool = False
     sample_seed: int | None = None
+    per_beam: int | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -60,7 +61,11 @@ class BeamOptions:
         widths = (1,) if self.beam_widths is None else self.beam_widths
         if not all(isinstance(width, int) for width in widths):
             raise ConfigError(f"beam_widths {list(widths)} are not whole numbers")
-        BeamPlan(widths, self.normalisation or "vocabulary")
+        BeamPlan(widths, self.normalisation or "vocabulary", self.per_beam)
+        if self.per_beam is not None and self.sample_seed is not None:
+            raise ConfigError(
+                f"per_beam {self.per_beam}: a cut of each beam's continuations is no sample; leave it out"
+            )
 
     def check(self, *, beams: int, n_levels: int) -> None:
         """Refuse widths that do not fit the catalogue's levels or the number of answers.
@@ -91,7 +96,8 @@ class BeamOptions:
         over_what = " and ".join(f"{what} ({', '.join(policies)})" for what, policies in names.items())
         page = "; the request's own day begins the answer" if self.continue_page else ""
         drawn = "" if self.sample_seed is None else f"; drawn with seed {self.sample_seed}, not the best"
-        return f"beam widths {beams_by_level}; probabilities over {over_what}; {self.dtype}{page}{drawn}"
+        own = "" if self.per_beam is None else f", {self.per_beam} of a beam's own"
+        return f"beam widths {beams_by_level}{own}; probabilities over {over_what}; {self.dtype}{page}{drawn}"
 
 
 def policy_systems(folders: Mapping[str, Path], catalog: Catalog, options: BeamOptions) -> list[System]:
@@ -163,4 +169,5 @@ def load_recommender(folder: Path, *, catalog: Catalog, options: BeamOptions) ->
         normalisation=options.normalisation,
         continue_page=options.continue_page,
         sample_seed=options.sample_seed,
+        per_beam=options.per_beam,
     )

@@ -7,11 +7,12 @@ from genrec_rl.config import Block, read_block
 from genrec_rl.errors import ConfigError
 
 
-def lora_config(settings: Block, *, is_tied: bool) -> LoraConfig | None:
+def lora_config(settings: Block, *, is_tied: bool, is_lazy: bool = False) -> LoraConfig | None:
     """Return peft's configuration for a policy, or None for full fine-tuning.
 
     New tokens start untrained, so their embeddings are saved whole beside the low-rank layers, as is the merger;
-    an LM head of its own (``is_tied`` False: the larger Qwen2.5) is too.
+    an LM head of its own (``is_tied`` False: the larger Qwen2.5) is too, and what a LazyAR policy (``is_lazy``) has
+    beside a plain one's layers.
 
     Raises:
         ConfigError: for an argument that peft.LoraConfig does not have.
@@ -19,12 +20,13 @@ def lora_config(settings: Block, *, is_tied: bool) -> LoraConfig | None:
     values = read_block(settings, key="lora")
     if values is None:
         return None
+    lazy = ["level_embedding", "fuse"] if is_lazy else []
     head = {"ensure_weight_tying": True} if is_tied else {}
     defaults = {
         "r": 16,
         "lora_alpha": 32,
         "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"],
-        "modules_to_save": ["token_merger", "embed_tokens", *([] if is_tied else ["lm_head"])],
+        "modules_to_save": ["token_merger", "embed_tokens", *([] if is_tied else ["lm_head"]), *lazy],
         "task_type": "CAUSAL_LM",
     }
     try:

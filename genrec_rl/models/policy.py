@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 from genrec_rl.data.values import ValueBuckets
 from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.models.lazy import check_lazy_layers
 from genrec_rl.models.prompts import PromptEncoder, PromptGrammar, pack_sids
 from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
 from genrec_rl.sids.catalog import Catalog
@@ -75,6 +76,7 @@ def create_policy(
     item_dropout: float = 0.0,
     softmax: Softmax = "vocabulary",
     values: ValueBuckets | None = None,
+    lazy_layers: int | None = None,
     seed: int = 0,
 ) -> Policy:
     """Make an untrained policy for a catalogue.
@@ -94,6 +96,7 @@ def create_policy(
         item_dropout: see ``GenRecQwen2Config``.
         softmax: see ``GenRecQwen2Config``; what it is trained and asked with.
         values: buckets that get a token each, to be written after an item; None for none.
+        lazy_layers: layers below the previous code (LazyAR, ``models.lazy``); None for a plain policy.
         seed: of the new weights.
     """
     torch.manual_seed(seed)
@@ -101,6 +104,11 @@ def create_policy(
         raise ConfigError(f"softmax '{softmax}' is not one of {', '.join(get_args(Softmax))}")
     if item_embedding and not grammar.merge:
         raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
+    if values is not None and lazy_layers is not None:
+        raise ConfigError(
+            "lazy_layers leave no place for the token of a value behind an item: set n_value_buckets 0 (values may "
+            "still weigh answers), or lazy_layers 0"
+        )
     packed = torch.from_numpy(np.unique(pack_sids(catalog.codes)))
     tells_days, n_values = grammar.separator == "day", 0 if values is None else len(values)
     if isinstance(backbone, BackboneSize):
@@ -111,13 +119,16 @@ def create_policy(
     else:
         base, tokenizer = _read_backbone(backbone)
         extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days, n_values=n_values)
+    check_lazy_layers(lazy_layers, n_layers=base.num_hidden_layers, n_levels=len(catalog.codebook_sizes))
+    is_lazy = lazy_layers is not None
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     _check_values(vocab, values, where=f"backbone '{backbone}'")
     config = GenRecQwen2Config.from_dict(
         base.to_dict()
         | {"model_type": GenRecQwen2Config.model_type, "grammar": asdict(grammar)}
         | {"sid_codebook_sizes": list(vocab.codebook_sizes), "sid_token_start": vocab.sid_token_start}
-        | {"grammar_hash": grammar.digest(vocab), "catalog_fingerprint": catalog.fingerprint}
+        | {"lazy_layers": lazy_layers, "grammar_hash": grammar.digest(vocab, is_lazy=is_lazy)}
+        | {"catalog_fingerprint": catalog.fingerprint}
         | {"embedding_dropout": embedding_dropout, "residual_dropout": residual_dropout}
         | {"embedding_scale": base.hidden_size**0.5 if scale_embeddings else 1.0}
         | {"n_known_items": len(packed) if item_embedding else 0, "item_dropout": item_dropout, "softmax": softmax}
@@ -133,7 +144,8 @@ def create_policy(
             model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
     if item_embedding:
         model.model.item_embedding.know(packed)
-    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes), values)
+    prompts = PromptEncoder(grammar, vocab, catalog.codes, is_lazy=is_lazy)
+    return Policy(model, tokenizer, vocab, prompts, values)
 
 
 def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBase]:
@@ -174,16 +186,18 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
         raise DataError(f"{folder}: weights are missing ({', '.join(sorted(info['missing_keys']))})")
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     grammar = PromptGrammar(**config.grammar)
-    if config.grammar_hash != grammar.digest(vocab):
+    digest = grammar.digest(vocab, is_lazy=config.is_lazy)
+    if config.grammar_hash != digest:
         raise DataError(
             f"{folder}: its prompt grammar {config.grammar_hash[:12]} differs from this version's "
-            f"{grammar.digest(vocab)[:12]}; use the genrec_rl that trained it, or train it again"
+            f"{digest[:12]}; use the genrec_rl that trained it, or train it again"
         )
     values = None
     if config.value_means is not None:
         values = ValueBuckets(tuple(config.value_edges or ()), tuple(config.value_means))
     _check_values(vocab, values, where=str(folder))
-    return Policy(model, tokenizer, vocab, PromptEncoder(grammar, vocab, catalog.codes), values)
+    prompts = PromptEncoder(grammar, vocab, catalog.codes, is_lazy=config.is_lazy)
+    return Policy(model, tokenizer, vocab, prompts, values)
 
 
 def _check_values(vocab: SidVocab, values: ValueBuckets | None, *, where: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from genrec_rl.models.prompts import lazy_ids
 from genrec_rl.models.trunk import Branches, Trunk, unwrap
 
 TRUNK, PADDING = -1, -2
@@ -119,9 +120,12 @@ def branch_logits(
     n_rows, n_branches, n_tokens = branches_BGC.shape
     n_prompt = prompt_ids_BP.shape[1]
     width = n_tokens - 1
-    inputs = torch.cat([prompt_ids_BP, branches_BGC[:, :, :-1].reshape(n_rows, -1)], dim=1)
-    places = torch.arange(inputs.numel(), device=inputs.device).view_as(inputs)
     network = unwrap(model)
+    answers = branches_BGC[:, :, :-1]
+    if network.config.is_lazy:
+        answers = lazy_ids(answers, torch.arange(width, device=answers.device))
+    inputs = torch.cat([prompt_ids_BP, answers.reshape(n_rows, -1)], dim=1)
+    places = torch.arange(inputs.numel(), device=inputs.device).view_as(inputs)
     use_tree_attention(network)
     mask = tree_mask(*tree_layout(is_prompt_BP, n_branches=n_branches, width=width))
     logits = model(

@@ -6,13 +6,14 @@ With ``merge`` an item of the prompt is one vector (GenRec, eq. 5), carried thro
 packed 64-bit id that the backbone unpacks; without it, the item's L tokens. The answer is SID tokens only:
 items have a fixed length, so a page needs no separators and an item no end token. With ``page_items: merged`` a
 finished item of a page is READ as in a history, its last token as the merged item: ``s1 s2 (s1,s2,s3) s1 s2 ...``.
+A LazyAR policy reads each code of an answer that another code follows as a lazy id: see ``models.lazy``.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from string import ascii_lowercase
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ from genrec_rl.types import Context
 
 PACKED = 1 << 62
 """Ids from here on are packed SIDs, far above any vocabulary."""
+
+LAZY = 1 << 61
+LAZY_DEPTH_SHIFT = 48
+"""Ids from ``LAZY`` to ``PACKED`` are codes that the lower layers do not see: a token, above it its depth."""
 
 GRAMMAR_VERSION = 1
 
@@ -54,6 +59,11 @@ def unpack_sids(packed: Int[Tensor, "*shape"], n_levels: int) -> Int[Tensor, "*s
     return (packed.unsqueeze(-1) >> shifts) & ((1 << bits) - 1)
 
 
+def lazy_ids(tokens: Any, depths: Any) -> Any:
+    """Write codes (arrays or tensors) as lazy ids; ``depths`` counts the codes of the item before each."""
+    return tokens | depths << LAZY_DEPTH_SHIFT | LAZY
+
+
 @dataclass(frozen=True, slots=True)
 class PromptGrammar:
     """Choices of the grammar; their digest travels with every checkpoint.
@@ -79,13 +89,15 @@ class PromptGrammar:
         if self.max_history < 1:
             raise ConfigError(f"max_history is {self.max_history}, at least 1 is needed")
 
-    def digest(self, vocab: SidVocab) -> str:
-        """Hash of everything that decides which ids a history becomes."""
+    def digest(self, vocab: SidVocab, *, is_lazy: bool = False) -> str:
+        """Hash of everything that decides which ids a history and its answer become."""
         places = {name: place for name, place in asdict(vocab).items() if place is not None}
         grammar = asdict(self)
         if self.page_items == "codes":  # older policies do not name it
             del grammar["page_items"]
         facts = {"version": GRAMMAR_VERSION, "grammar": grammar, "vocab": places}
+        if is_lazy:
+            facts["lazy"] = True
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,9 +113,12 @@ class PromptEncoder:
         grammar: the choices.
         vocab: where the tokens lie.
         codes: the catalogue's SIDs by row.
+        is_lazy: for a LazyAR policy (``models.lazy``).
     """
 
-    def __init__(self, grammar: PromptGrammar, vocab: SidVocab, codes: Int[np.ndarray, "n L"]) -> None:
+    def __init__(
+        self, grammar: PromptGrammar, vocab: SidVocab, codes: Int[np.ndarray, "n L"], *, is_lazy: bool = False
+    ) -> None:
         if codes.shape[1] != vocab.n_levels:
             raise DataError(f"the catalogue has {codes.shape[1]} SID levels, the vocabulary {vocab.n_levels}")
         if grammar.separator == "day" and vocab.same_day_id is None:
@@ -114,6 +129,10 @@ class PromptEncoder:
         self.vocab = vocab
         self._tokens = codes.astype(np.int64) + np.asarray(vocab.level_starts)
         self._pieces = pack_sids(codes)[:, None] if grammar.merge else self._tokens
+        self._inputs = self._tokens
+        if is_lazy:
+            followed = lazy_ids(self._tokens[:, :-1], np.arange(vocab.n_levels - 1))
+            self._inputs = np.concatenate([followed, self._tokens[:, -1:]], axis=1)
 
     def prompt(self, context: Context) -> Int[np.ndarray, " S"]:
         """Write a context as ids: one for ``<|history|>``, then the history, oldest first."""
@@ -161,7 +180,7 @@ class PromptEncoder:
 
     def read_answer(self, rows: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m*L"]:
         """Write items as the input that stands where ``answer`` is predicted, token for token."""
-        tokens = self._tokens[rows]
+        tokens = self._inputs[rows]
         if self.grammar.page_items == "merged":
             tokens = np.concatenate([tokens[:, :-1], self._pieces[rows]], axis=1)
         return np.asarray(tokens.reshape(-1))
@@ -185,6 +204,8 @@ class PromptEncoder:
             names[self.vocab.same_day_id] = SAME_DAY_TOKEN
         words = []
         for i in ids:
+            if LAZY <= i < PACKED:
+                i &= (1 << LAZY_DEPTH_SHIFT) - 1
             if i >= PACKED:
                 codes = unpack_sids(torch.tensor(int(i)), self.vocab.n_levels).tolist()
                 words.append(f"({','.join(map(str, codes))})")

@@ -21,8 +21,10 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
+from genrec_rl.errors import ConfigError
 from genrec_rl.models.dropout import ByteDropout
 from genrec_rl.models.item_embedding import ItemEmbedding
+from genrec_rl.models.lazy import Fuse, read_lazily, read_lazy
 from genrec_rl.models.prompts import PACKED, unpack_sids
 from genrec_rl.models.token_merger import TokenMerger
 from genrec_rl.sids.vocab import SidVocab
@@ -47,6 +49,8 @@ class GenRecQwen2Config(Qwen2Config):
             are the codes that go on to a real item.
         value_edges: edges of the value buckets (``ValueBuckets``) whose tokens it writes behind items; None for none.
         value_means: their mean training values.
+        lazy_layers: layers below the previous code (LazyAR, see ``models.lazy``); None for a plain policy, 0 for one
+            whose codes are fused in front of the first layer.
     """
 
     model_type = "genrec_qwen2"
@@ -65,6 +69,12 @@ class GenRecQwen2Config(Qwen2Config):
     softmax: str = "vocabulary"
     value_edges: list[float] | None = None
     value_means: list[float] | None = None
+    lazy_layers: int | None = None
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the lower layers do not see the previous code."""
+        return self.lazy_layers is not None
 
     @property
     def merges(self) -> bool:
@@ -109,12 +119,14 @@ class LastLayer(Qwen2DecoderLayer):
 
 
 class _InitMerger:
-    """Start every TokenMerger as a mean. Both classes need it: the backbone's post_init runs first."""
+    """Start a TokenMerger as a mean, a Fuse as a sum. Both classes need it: the backbone's post_init runs first."""
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)  # type: ignore[misc]
         if isinstance(module, TokenMerger):
             module.start_as_mean()
+        if isinstance(module, Fuse):
+            module.start_as_sum()
 
 
 class GenRecQwen2Model(_InitMerger, Qwen2Model):
@@ -129,6 +141,9 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
             self.token_merger = TokenMerger(len(config.sid_codebook_sizes or ()), config.hidden_size)
         if config.n_known_items:
             self.item_embedding = ItemEmbedding(config.n_known_items, config.hidden_size, config.item_dropout)
+        if config.is_lazy:
+            self.level_embedding = nn.Embedding(len(config.sid_codebook_sizes or ()) - 1, config.hidden_size)
+            self.fuse = Fuse(config.hidden_size)
         self.embedding_dropout = ByteDropout(config.embedding_dropout)
         self.layers[-1] = LastLayer(config, layer_idx=len(self.layers) - 1)
         if config.residual_dropout > 0:
@@ -170,16 +185,23 @@ class GenRecQwen2Model(_InitMerger, Qwen2Model):
         With ``kept_places``, which count through all rows, the last hidden state is one row of these places (1 N H),
         so that neither the last MLP nor a head or a loss does work on others.
         """
+        read = {"attention_mask": attention_mask, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
+        read["past_key_values"] = past_key_values
         if inputs_embeds is None and input_ids is not None:
+            if self.config.is_lazy:
+                return self._read_lazily(input_ids, **read)
             inputs_embeds = self.embedding_dropout(self.embed_prompt(input_ids)) * self.config.embedding_scale
-        return super().forward(
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
+        return super().forward(inputs_embeds=inputs_embeds, **read)
+
+    def _read_lazily(self, input_ids: Int[Tensor, "B S"], **read: Any) -> BaseModelOutputWithPast:
+        places = read_lazy(input_ids)
+        is_lazy, pad = places.is_lazy_BS, self.config.pad_token_id or 0
+        prompt = self.embed_prompt(input_ids.masked_fill(is_lazy, pad))
+        levels = self.level_embedding(places.depths_BS[is_lazy]).to(prompt.dtype)
+        embeds = prompt.masked_scatter(is_lazy.unsqueeze(-1), levels)
+        codes = self.embed_tokens(places.tokens_BS[is_lazy])
+        embeds, codes = (self.embedding_dropout(x) * self.config.embedding_scale for x in (embeds, codes))
+        return read_lazily(self, embeds, codes, places, **read)
 
 
 class GenRecQwen2ForCausalLM(_InitMerger, Qwen2ForCausalLM):
@@ -191,6 +213,16 @@ class GenRecQwen2ForCausalLM(_InitMerger, Qwen2ForCausalLM):
         super().__init__(config)
         self.model = GenRecQwen2Model(config)
         self.post_init()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does, which cannot write a LazyAR policy's ids.
+
+        Raises:
+            ConfigError: for a LazyAR policy.
+        """
+        if self.config.is_lazy:
+            raise ConfigError("generate would show codes to lazy_layers; use decoding.beam_search.beam_search")
+        return super().generate(*args, **kwargs)
 
 
 AutoConfig.register(GenRecQwen2Config.model_type, GenRecQwen2Config)

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, DynamicCache
 
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.prompts import lazy_ids
 
 ATTENTION = "genrec_branches"
 Layers = tuple[tuple[Tensor, Tensor], ...]
+Past = dict[int, tuple[Tensor, Tensor]]
 _FORWARD = RLock()
 
 
@@ -80,21 +82,44 @@ class Branches:
     Args:
         trunk: what they hang on.
         n_branches: N.
-        past: each layer's keys and values (B K N T D) of earlier places; none for new branches.
+        past: keys and values (B K N T D) of earlier places, by layer; none for new branches.
+        lower: what a LazyAR policy's lower layers give at each depth, which ``share_lower`` reads once.
     """
 
-    def __init__(self, trunk: Trunk, *, n_branches: int, past: Layers | None = None) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        n_branches: int,
+        past: Past | None = None,
+        lower: Float[Tensor, "B T H"] | None = None,
+    ) -> None:
         self.trunk = trunk
         self.n_branches = n_branches
         self.past = past
+        self.lower = lower
         self.bias = trunk.padding_bias()
-        self._taken: list[tuple[Tensor, Tensor]] = []
+        self._taken: Past = {}
 
-    def read(self, model: nn.Module, ids_BN: Int[Tensor, "B N*W"], *, depth: int = 0) -> Any:
-        """Run a causal model, or its backbone, over the branches' next W places, the first at ``depth``."""
+    def share_lower(self, backbone: nn.Module, *, n_places: int) -> None:
+        """Run a LazyAR backbone's lower layers over the places to come, once for all branches.
+
+        They know a place's depth, and no code. A plain policy shares nothing beyond the trunk.
+        """
+        if unwrap(backbone).config.is_lazy:
+            one = Branches(self.trunk, n_branches=1)
+            unknown = self.trunk.next_position_B1.new_zeros(len(self.trunk.logits_BV), n_places)
+            self.lower = one.read(backbone, unknown, stops_at_fuse=True).last_hidden_state
+
+    def read(self, model: nn.Module, ids_BN: Int[Tensor, "B N*W"], *, depth: int = 0, **kwargs: Any) -> Any:
+        """Run a causal model, or its backbone, over the branches' next W tokens, the first at ``depth``."""
         width = ids_BN.shape[1] // self.n_branches
         steps = torch.arange(depth, depth + width, device=ids_BN.device).repeat(self.n_branches)
-        self._taken = []
+        if unwrap(model).config.is_lazy:
+            ids_BN = lazy_ids(ids_BN, steps)
+        if self.lower is not None:
+            kwargs["lower_states"] = self.lower[:, steps]
+        self._taken = {}
         with _attending_branches(model):
             return model(
                 input_ids=ids_BN,
@@ -102,6 +127,7 @@ class Branches:
                 position_ids=self.trunk.next_position_B1 + steps,
                 use_cache=False,
                 branches=self,
+                **kwargs,
             )
 
     def follow(self, parents_BU: Int[Tensor, "B U"]) -> "Branches":
@@ -111,8 +137,8 @@ class Branches:
         def take(states: Tensor) -> Tensor:
             return states.gather(2, index.expand(-1, states.shape[1], -1, *states.shape[3:]))
 
-        past = tuple((take(keys), take(values)) for keys, values in self._taken)
-        return Branches(self.trunk, n_branches=parents_BU.shape[1], past=past)
+        past = {layer: (take(keys), take(values)) for layer, (keys, values) in self._taken.items()}
+        return Branches(self.trunk, n_branches=parents_BU.shape[1], past=past, lower=self.lower)
 
     def take(self, layer: int, keys_BKQD: Tensor, values_BKQD: Tensor) -> tuple[Tensor, Tensor]:
         """Add a layer's new keys and values, and return all of the branches' own (B K N T D)."""
@@ -120,7 +146,7 @@ class Branches:
         if self.past is not None:
             old_keys, old_values = self.past[layer]
             keys, values = torch.cat([old_keys, keys], dim=3), torch.cat([old_values, values], dim=3)
-        self._taken.append((keys, values))
+        self._taken[layer] = (keys, values)
         return keys, values
 
 

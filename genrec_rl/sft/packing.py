@@ -53,7 +53,8 @@ def pack(
 
     Raises:
         ConfigError: for an unknown packing or target, a dropout that is no share below 1, value tokens behind whole
-            pages, or a policy with a softmax over children without trees.
+            pages, a policy with a softmax over children without trees, or pages for a LazyAR policy that reads
+            finished items as codes.
         DataError: when values are wanted of data that have none.
     """
     if not 0 <= history_dropout < 1:
@@ -63,6 +64,11 @@ def pack(
         raise ConfigError("softmax children is made for trees: set packing_pages user_tree, or softmax vocabulary")
     if packing not in ("user_tree", "none"):
         raise ConfigError(f"packing_pages '{packing}' is not one of user_tree, none")
+    if policy.model.config.is_lazy and "page" in target.split("+") and policy.prompts.grammar.page_items == "codes":
+        raise ConfigError(
+            "lazy_layers: the lower layers read none of an answer's codes, so target page needs its finished items "
+            "merged: set page_items merged, or target item or running"
+        )
     limits = {"max_items": max_items, "max_exposed": max_exposed}
     taught = np.union1d(dataset.split.train, dataset.split.valid) if learn_valid else dataset.split.train
     train = answers_of(dataset.pages, taught, target=target, **limits)

@@ -1,15 +1,16 @@
 """Page-wise supervised fine-tuning on ``trl.SFTTrainer``; the loss is TRL's own, over the answer's tokens.
 
-Rows with weights or value tokens have VSL's loss (``sft/worth.py``), and further terms may be added to either.
+Rows with weights or value tokens have VSL's loss (``sft/worth.py``); a LazyAR policy's has L_MTP beside it.
 """
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
@@ -17,7 +18,9 @@ from typing_extensions import override
 
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.trunk import unwrap
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
+from genrec_rl.sft.mtp import labelled_places, level_nll, mtp_weight
 from genrec_rl.sft.rows import IGNORED, WeightedRows
 from genrec_rl.sft.siblings import sibling_nll
 from genrec_rl.sft.worth import vsl_total
@@ -35,6 +38,9 @@ class PageSFTConfig(DeviceDefaults, SFTConfig):
     value_coef: float = field(
         default=0.1, metadata={"help": "lambda_e, weight of the value token's loss; 0: it is not taught"}
     )
+    mtp_coef: float | None = field(
+        default=None, metadata={"help": "weight of a LazyAR policy's L_MTP; none: 0.3 with lazy_layers, else 0"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,24 +56,11 @@ class PageSFTConfig(DeviceDefaults, SFTConfig):
         self.dataset_kwargs = {"skip_prepare_dataset": True}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LossTerm:
-    """One more term of the training loss: ``coef`` times the mean of ``total`` over the batch's SID labels.
-
-    ``total`` takes the model, perhaps wrapped for distributed training, and the collated batch, and returns a sum
-    with a gradient; ``name`` is what its mean is logged under.
-    """
-
-    name: str
-    coef: float
-    total: Callable[[Any, dict[str, Tensor]], Tensor]
-
-
 class PageSFTTrainer(SFTTrainer):
     """SFTTrainer whose evaluation also recommends, so that the best checkpoint can be chosen by NDCG@10.
 
-    ``value_tokens`` are the policy's, which count by ``value_coef``. ``terms`` are added while training, not to the
-    validation loss: ``L = E[w L_NTP] + sum of coef E[total]``.
+    ``value_tokens`` are the policy's, which count by ``value_coef``. A LazyAR policy's training loss has ``mtp_coef``
+    times L_MTP beside it, which no weight multiplies; the validation loss has not.
     """
 
     data_collator: Any
@@ -77,11 +70,13 @@ class PageSFTTrainer(SFTTrainer):
         *args: Any,
         validation: Validation | None = None,
         value_tokens: range = range(0),
-        terms: Sequence[LossTerm] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.validation, self.value_tokens, self.terms = validation, value_tokens, terms
+        self.validation, self.value_tokens = validation, value_tokens
+        self.mtp_coef = mtp_weight(
+            self.args.mtp_coef, is_lazy=unwrap(self.model).config.is_lazy, loss_type=self.args.loss_type
+        )
         if kwargs.get("data_collator") is None:
             self.data_collator = WeightedRows(self.data_collator)
 
@@ -93,48 +88,47 @@ class PageSFTTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return TRL's loss or, where rows say what labels weigh or are chosen among, that of VSL, plus the terms."""
-        batch = dict(inputs)  # TRL writes into its inputs
-        if "allowed" in inputs or "weights" in inputs:
-            loss, outputs = self._labelled_loss(model, batch, num_items_in_batch)
-        elif return_outputs:
-            loss, outputs = super().compute_loss(model, batch, True, num_items_in_batch)
-        else:
-            loss, outputs = super().compute_loss(model, batch, num_items_in_batch=num_items_in_batch), None
-        for term in self.terms if model.training else ():
-            added = self._mean(term.total(model, dict(inputs)), inputs, num_items_in_batch)
-            self._metrics["train"][term.name].append(added.item())
-            loss = loss + term.coef * added
+        """Return TRL's loss or, where rows say what labels weigh or are chosen among, that of VSL; and L_MTP."""
+        has_mtp = self.mtp_coef > 0 and self.model.training
+        if not has_mtp and "allowed" not in inputs and "weights" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if "kept_places" not in inputs:
+            inputs = labelled_places(model, inputs)
+        own = ("allowed", "weights", "labels", "shift_labels")
+        read = {name: x for name, x in inputs.items() if name not in own}
+        outputs = model(**read, use_cache=False, **({"mtp": True} if has_mtp else {}))
+        labels_N, logits_NV = inputs["labels"][0], outputs.logits[0]
+        nll_N = _nll(logits_NV[: len(labels_N)], labels_N, inputs.get("allowed"))
+        total = self._weighed(nll_N, labels_N, inputs["weights"][0]) if "weights" in inputs else nll_N.sum()
+        if has_mtp:
+            mtp_N = self._mtp_nll(logits_NV[len(labels_N) :], labels_N, is_among_children="allowed" in inputs)
+            total = total + self.mtp_coef * mtp_N.sum()
+            mean = mtp_N.detach().sum() / max(len(mtp_N), 1)
+            self._metrics["train"]["mtp_loss"].append(self.accelerator.gather(mean).mean().item())
+        loss = self._mean(total, labels_N, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
-    def _labelled_loss(self, model: Any, inputs: dict[str, Any], n_labels: Tensor | int | None) -> tuple[Tensor, Any]:
-        """Return the loss of labels that have a weight each, or are chosen among some tokens alone (``allowed``)."""
-        own = ("allowed", "weights")
-        if "allowed" in inputs:
-            outputs = model(
-                **{name: x for name, x in inputs.items() if name not in (*own, "labels", "shift_labels")},
-                use_cache=False,
-            )
-            nll, labels = sibling_nll(outputs.logits[0], inputs["labels"][0], inputs["allowed"]), inputs["labels"][0]
-        else:
-            read = {name: x for name, x in inputs.items() if name not in own}
-            outputs = model(**read, use_cache=False, fused_lm_head=True)
-            nll, labels = -outputs.log_probs, _predicted(inputs)
-        if "weights" not in inputs:
-            return self._mean(nll.sum(), inputs, n_labels), outputs
+    def _weighed(
+        self, nll_N: Float[Tensor, " N"], labels_N: Int[Tensor, " N"], weights_N: Float[Tensor, " N"]
+    ) -> Float[Tensor, ""]:
         if self.args.loss_type != "nll":
             raise ConfigError(f"loss_type '{self.args.loss_type}' knows no weights and value tokens; leave it at nll")
-        weights = inputs["weights"] if "shift_labels" in inputs else inputs["weights"][:, 1:]
-        is_value = self._is_value(labels)
-        self._log_value_nll(nll, is_value)
-        total = vsl_total(nll, weights.view(nll.shape), is_value, value_coef=self.args.value_coef)
-        return self._mean(total, inputs, n_labels), outputs
+        is_value_N = self._is_value(labels_N)
+        self._log_value_nll(nll_N, is_value_N)
+        return vsl_total(nll_N, weights_N, is_value_N, value_coef=self.args.value_coef)
 
-    def _mean(self, total: Tensor, inputs: dict[str, Any], n_labels: Tensor | int | None) -> Tensor:
+    def _mtp_nll(
+        self, logits_NV: Float[Tensor, "N V"], labels_N: Int[Tensor, " N"], *, is_among_children: bool
+    ) -> Float[Tensor, " N"]:
+        if not is_among_children:
+            return _nll(logits_NV, labels_N, None)
+        config = unwrap(self.model).config
+        return level_nll(logits_NV, labels_N, starts=config.sid_level_starts, sizes=config.sid_codebook_sizes)
+
+    def _mean(self, total: Tensor, labels_N: Int[Tensor, " N"], n_labels: Tensor | int | None) -> Tensor:
         """Divide by the SID labels of all processes and accumulated batches, or of this batch where none are told."""
         if n_labels is None:
-            labels = _predicted(inputs)
-            return total / ((labels != IGNORED) & ~self._is_value(labels)).sum().clamp(min=1)
+            return total / (~self._is_value(labels_N)).sum().clamp(min=1)
         mean = total / torch.as_tensor(n_labels).clamp(min=1)
         if self.args.average_tokens_across_devices:
             mean = mean * self.accelerator.num_processes  # DDP will average what is a share of all processes' labels
@@ -187,7 +181,9 @@ class PageSFTTrainer(SFTTrainer):
         super().log(logs, start_time)
 
 
-def _predicted(inputs: dict[str, Any]) -> Tensor:
-    """Return the labels of places that predict one, as TRL's fused head scores them."""
-    found: Tensor = inputs["shift_labels"] if "shift_labels" in inputs else inputs["labels"][:, 1:]
-    return found
+def _nll(
+    logits_NV: Float[Tensor, "N V"], labels_N: Int[Tensor, " N"], allowed_NV: Bool[Tensor, "N U"] | None
+) -> Float[Tensor, " N"]:
+    if allowed_NV is None:
+        return functional.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+    return sibling_nll(logits_NV, labels_N, allowed_NV)

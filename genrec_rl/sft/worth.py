@@ -1,9 +1,9 @@
 """Value-aware supervised learning (VSL; GR4AD, arXiv:2602.22732): what an answer is worth, and how much it counts.
 
-    L_NTP = L_SID + lambda_e L_value          L_VSL = E[w L_NTP + further terms]          w = w_user w_behavior
+    L_NTP = L_SID + lambda_e L_value          L_VSL = E[w L_NTP + lambda_mtp L_MTP]          w = w_user w_behavior
 
 ``L_value`` is the negative log-probability of one more token behind the item: the bucket of its value. E is over the
-answers' SID tokens, as in plain SFT; further terms are the trainer's ``terms``.
+answers' SID tokens, as in plain SFT; L_MTP is of LazyAR policies (``sft/mtp.py``).
 
     N items of all pages     M history items     U users     m items of an answer     n weights
 """

@@ -131,6 +131,7 @@ class SidTrie:
         width: int,
         code_start: int = 0,
         rank: Rank | None = None,
+        per_node: int | None = None,
     ) -> BestChildren:
         """Return the ``width`` children of each prompt's nodes with the largest score plus log-probability.
 
@@ -144,8 +145,10 @@ class SidTrie:
             width: beams wanted. Fewer come back where the nodes have no room for more; NaN comes first.
             code_start: the place in ``log_probs`` of the level's code 0.
             rank: turns scores (B M, -inf where there is no child) and parents (B M) into what is chosen by.
+            per_node: children of one node that may be chosen, its best; from ``width`` on it changes nothing.
         """
-        segments = self._segments(level, nodes)
+        is_limited = per_node is not None and per_node < width
+        segments = self._segments(level, nodes, cuts=not is_limited)
         n_places, n_vocab = segments.codes.shape[2], log_probs.shape[2]
         integer = torch.int32 if log_probs.numel() < 1 << 31 else torch.int64
         places = segments.codes.to(integer) + (segments.owners * n_vocab + code_start).to(integer).unsqueeze(2)
@@ -157,7 +160,11 @@ class SidTrie:
         if rank is not None:
             parents = segments.owners % nodes.shape[1]
             ranks = rank(found, parents.unsqueeze(2).expand_as(candidates).flatten(1))
-        best, at = largest(ranks, width)
+        if is_limited:
+            assert per_node is not None
+            best, at = largest_of_each(ranks.unflatten(1, (-1, n_places)), width, per_group=per_node)
+        else:
+            best, at = largest(ranks, width)
         segment, place = at // n_places, at % n_places
         is_child = place < segments.counts.gather(1, segment)
         return BestChildren(
@@ -168,14 +175,14 @@ class SidTrie:
             nodes=torch.where(is_child, segments.first.gather(1, segment) + place, NO_NODE),
         )
 
-    def _segments(self, level: int, nodes: Int64[Tensor, "B W"]) -> _Segments:
+    def _segments(self, level: int, nodes: Int64[Tensor, "B W"], *, cuts: bool = True) -> _Segments:
         begins, codes = self._levels(nodes.device)[level]
         first, behind = begins.unfold(0, 2, 1).index_select(0, nodes.flatten() + 1).view(*nodes.shape, 2).unbind(2)
         counts = behind - first
         owners = torch.arange(nodes.numel(), device=nodes.device).view_as(nodes)
         narrowest, widest = (int(count) for count in counts.aminmax())
         n_places, room = max(widest, 1), widest * nodes.shape[1]
-        if room > SMALL_ROOM and room > 2 * (most := int(counts.sum(1).max())):
+        if cuts and room > SMALL_ROOM and room > 2 * (most := int(counts.sum(1).max())):
             # Few nodes have most children: room for the widest everywhere would be mostly empty.
             n_places = -(-most // nodes.shape[1])
             first, counts, owners = _cut(first, counts, n_places)
@@ -226,6 +233,19 @@ def largest(values: Float[Tensor, "B N"], k: int) -> tuple[Float[Tensor, "B k"],
     at = torch.cat([(groups.unsqueeze(1) + members).flatten(1), rest], dim=1)
     best, place = values.gather(1, at).topk(k, dim=1)
     return best, at.gather(1, place)
+
+
+def largest_of_each(
+    values: Float[Tensor, "B W N"], k: int, *, per_group: int
+) -> tuple[Float[Tensor, "B k"], Int64[Tensor, "B k"]]:
+    """Return the k largest values of each row, at most ``per_group`` of a group, and where they are of W N.
+
+    Each group's own largest first, then the largest of those: GR4AD's top-k pre-cut.
+    """
+    own, place = values.topk(min(per_group, values.shape[2]), dim=2)
+    best, at = largest(own.flatten(1), k)
+    first = torch.arange(values.shape[1], device=values.device).mul_(values.shape[2]).unsqueeze(1)
+    return best, (place + first).flatten(1).gather(1, at)
 
 
 def _check_codes(codes: Int[np.ndarray, "n L"], sizes: tuple[int, ...]) -> None:

@@ -210,7 +210,44 @@ def test_plan_of_another_depth_is_refused(policy):
         search(policy, ids, is_prompt, 4, 4)
 
 
+@pytest.mark.parametrize("free", [False, True])
+def test_a_cut_of_at_least_the_next_width_changes_nothing(policy, catalog, free):
+    _, ids, is_prompt = prompts_of(policy)
+    trie = None if free else catalog.trie
+    whole = search(policy, ids, is_prompt, 3, 5, 7, trie=trie)
+    cut = search(policy, ids, is_prompt, 3, 5, 7, trie=trie, how={"per_beam": 7})
+    assert cut.tokens_BWL.equal(whole.tokens_BWL)
+    assert cut.log_probs_BW.equal(whole.log_probs_BW)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_of_one_beam_only_its_best_continuations_go_on(policy, catalog, free):
+    _, ids, is_prompt = prompts_of(policy)
+    trie = None if free else catalog.trie
+    tokens, scores = search(policy, ids, is_prompt, 4, trie=trie, how={"per_beam": 1})
+    whole, _ = search(policy, ids, is_prompt, 50, trie=trie)
+    for b in range(len(ids)):
+        alive = tokens[b, scores[b] > -torch.inf].tolist()
+        assert len({sid[0] for sid in alive}) == len(alive) == 4
+        for sid in alive:  # each goes on with its prefix's best code of all
+            rivals = [s for s in whole[b].tolist() if s[:2] == sid[:2]]
+            assert rivals[0] == sid
+    assert (scores.diff(dim=1) <= 0).all()
+
+
+def test_cut_of_a_sample_is_refused(policy):
+    _, ids, is_prompt = prompts_of(policy)
+    with pytest.raises(ConfigError, match=r"per_beam 4: a cut .* is no sample"):
+        search(policy, ids, is_prompt, 4, how={"per_beam": 4}, generator=torch.Generator())
+
+
+def test_cut_that_cannot_fill_the_next_level_is_refused():
+    with pytest.raises(ConfigError, match=r"per_beam 1: 2 beams .* next level's 4; at least 2 are needed"):
+        BeamPlan((2, 4, 4), per_beam=1)
+
+
 @pytest.mark.parametrize(("widths", "how", "message"), [
+    ((4,), {"per_beam": 0}, "per_beam is 0"),
     ((0, 4, 4), {}, "at least 1"), ((), {}, "at least 1"), ((4,), {"normalisation": "row"}, "level, children"),
 ])  # fmt: skip
 def test_impossible_plans_are_refused(widths, how, message):

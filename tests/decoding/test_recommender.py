@@ -106,6 +106,12 @@ def test_widths_must_end_with_what_is_asked_for(policy, catalog):
         recommender.recommend(contexts_of(), k=10, constrained=True)
 
 
+def test_cut_that_leaves_too_few_items_is_named(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog, per_beam=1)
+    with pytest.raises(RolloutError, match=r"of 8 answers.*or raise per_beam, which is 1"):
+        recommender.recommend(contexts_of(), k=8, constrained=True)
+
+
 def test_widths_that_leave_too_few_items_are_named(policy, catalog):
     recommender = BeamRecommender(policy, catalog=catalog, beam_widths=[1, 12, 12])
     with pytest.raises(RolloutError, match=r"of 12 answers.*widen the first levels"):

@@ -51,10 +51,10 @@ def test_policies_decode_both_ways_and_load_late(policy, catalog, tmp_path):
 
 def test_options_reach_the_recommender(tmp_path, catalog, policy):
     policy.save_pretrained(tmp_path)
-    options = BeamOptions(batch_size=3, beam_widths=(2, 4, 4), normalisation="level", dtype="bfloat16")
+    options = BeamOptions(batch_size=3, beam_widths=(2, 4, 4), normalisation="level", dtype="bfloat16", per_beam=3)
     recommender = load_recommender(tmp_path, catalog=catalog, options=options)
     assert (recommender.batch_size, recommender.beam_widths) == (3, (2, 4, 4))
-    assert recommender.normalisation == "level"
+    assert (recommender.normalisation, recommender.per_beam) == ("level", 3)
     assert recommender.policy.model.dtype == torch.bfloat16
 
 
@@ -70,6 +70,8 @@ def test_protocol_names_what_changes_the_numbers(tmp_path, catalog):
         "answer; drawn with seed 7, not the best"
     )
     assert options.describe(4, {}) == "no policies"
+    options = BeamOptions(beam_widths=(2, 4), per_beam=2)
+    assert options.describe(4, {"sft": tmp_path / "sft"}).startswith("beam widths 2, 4, 2 of a beam's own; ")
 
 
 def test_policy_that_never_learnt_which_codes_exist_is_asked_constrained_only(tmp_path, catalog):
@@ -86,7 +88,9 @@ def test_unknown_dtype_is_refused():
 @pytest.mark.parametrize(("options", "message"), [
     ({"batch_size": 0}, "batch_size is 0"), ({"beam_widths": (0, 4)}, "at least 1"),
     ({"normalisation": "row"}, "vocabulary, level"), ({"beam_widths": (2.5, "4")}, "not whole numbers"),
-    ({"beam_widths": ()}, "at least 1"),
+    ({"beam_widths": ()}, "at least 1"), ({"per_beam": 0}, "per_beam is 0"),
+    ({"beam_widths": (2, 4), "per_beam": 1}, "per_beam 1: 2 beams"),
+    ({"per_beam": 2, "sample_seed": 0}, "is no sample"),
 ])  # fmt: skip
 def test_impossible_options_are_refused_before_any_work(options, message):
     with pytest.raises(ConfigError, match=message):

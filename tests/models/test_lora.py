@@ -46,6 +46,19 @@ def test_rl_with_lora_trains_adapters_merger_and_sid_tokens_and_nothing_else(cat
     assert policy.model.lm_head.weight.equal(policy.model.model.embed_tokens.weight)
 
 
+def test_lora_of_a_lazy_policy_trains_its_fuse_and_levels_whole(catalog, examples, tmp_path):
+    before = make_policy(catalog, lazy_layers=1).model.state_dict()
+    policy = make_policy(catalog, lazy_layers=1)
+    lora = lora_config({"r": 2}, is_tied=True, is_lazy=True)
+    settings = {"per_device_train_batch_size": 2 * G, "max_steps": 2}
+    trainer = make_trainer(policy, catalog, examples, tmp_path, peft_config=lora, **settings)
+    trainer.train()
+    merge_lora(trainer.model)
+    changed = {n for n, w in policy.model.state_dict().items() if not torch.allclose(w, before[n], atol=1e-7)}
+    assert {"model.fuse.mix", "model.fuse.gate_bias", "model.level_embedding.weight"} <= changed
+    assert not [name for name in changed if "mlp" in name or "norm" in name]
+
+
 def test_merging_leaves_the_scores_as_they_were(catalog):
     policy = make_policy(catalog)
     adapted = get_peft_model(policy.model, lora_config({"r": 2}, is_tied=True))

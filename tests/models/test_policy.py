@@ -168,3 +168,8 @@ def test_plain_language_model_is_no_policy(catalog, tmp_path):
 def test_backbone_that_is_absent_is_named(catalog):
     with pytest.raises(ConfigError, match=r"nowhere.*Qwen2 checkpoint"):
         create_policy(catalog, grammar=PromptGrammar(), backbone="nowhere")
+
+
+def test_value_tokens_of_a_lazy_policy_are_refused(catalog):
+    with pytest.raises(ConfigError, match="n_value_buckets 0"):
+        make_policy(catalog, values=ValueBuckets((), (0.0, 1.0)), lazy_layers=1)

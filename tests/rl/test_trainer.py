@@ -263,6 +263,18 @@ def test_fused_steps_make_the_same_update(catalog, examples, tmp_path, settings)
     assert torch.allclose(apart, fused, atol=2e-3 if "bf16" in settings else 1e-5)
 
 
+def test_lazy_policies_get_the_same_update_fused_and_apart(catalog, examples, tmp_path):
+    updated = []
+    for choice in ("never", "always"):
+        policy = make_policy(catalog, lazy_layers=1)
+        settings = {"per_device_train_batch_size": 6 * G, "fused_step": choice}
+        make_trainer(policy, catalog, examples, tmp_path, **settings).train()
+        updated.append(torch.cat([weights.detach().flatten() for weights in policy.model.parameters()]))
+    before = torch.cat([w.detach().flatten() for w in make_policy(catalog, lazy_layers=1).model.parameters()])
+    assert torch.allclose(*updated, atol=1e-5)
+    assert not torch.allclose(updated[0], before, atol=1e-4)
+
+
 def test_entropy_bonus_reaches_the_weights(catalog, examples, tmp_path):
     settings = {"per_device_train_batch_size": 6 * G}
     without, with_bonus = (

@@ -6,7 +6,7 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.sft.devices import check_devices
 from genrec_rl.sft.rows import build_rows
 from genrec_rl.sft.siblings import Siblings
-from genrec_rl.sft.trainer import LossTerm, PageSFTConfig, PageSFTTrainer
+from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
 from genrec_rl.sft.user_tree import TreeCollator, build_trees
 from genrec_rl.sft.worth import Worth
 from tests.fixtures import make_policy
@@ -14,7 +14,7 @@ from tests.sft.test_user_tree import TABLE, answers, loss_of, make_table
 from tests.sft.test_worth import BUCKETS, worth
 
 
-def make_trainer(policy, table, tmp_path, siblings=None, rows=None, terms=(), **settings) -> PageSFTTrainer:
+def make_trainer(policy, table, tmp_path, siblings=None, rows=None, **settings) -> PageSFTTrainer:
     defaults = {"output_dir": str(tmp_path), "max_steps": 1, "learning_rate": 0.1, "optim": "sgd", "seed": 0}
     defaults |= {"max_grad_norm": 1e9, "lr_scheduler_type": "constant", "report_to": "none", "save_strategy": "no"}
     defaults |= {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "per_device_train_batch_size": 8}
@@ -29,7 +29,6 @@ def make_trainer(policy, table, tmp_path, siblings=None, rows=None, terms=(), **
         ),
         processing_class=policy.tokenizer,
         value_tokens=policy.vocab.value_tokens,
-        terms=terms,
     )
 
 
@@ -159,17 +158,6 @@ def test_value_nll_is_logged_per_value_token(catalog, tmp_path):
     trainer = make_trainer(policy, TABLE, tmp_path, rows=build_trees(known.answers, policy.prompts, None, known))
     trainer.train()
     assert trainer.state.log_history[0]["value_nll"] > 0
-
-
-def test_further_terms_are_added_while_training_and_logged(policy, tmp_path):
-    term = LossTerm("twice_the_labels", 0.5, lambda model, batch: 2.0 * batch["labels"].ne(-100).sum())
-    trainer = make_trainer(policy, TABLE, tmp_path, terms=[term])
-    batch = trainer.data_collator(list(trainer.train_dataset))
-    policy.model.eval()
-    plain = trainer.compute_loss(policy.model, dict(batch))
-    policy.model.train()
-    assert trainer.compute_loss(policy.model, dict(batch)).item() == pytest.approx(plain.item() + 1.0)
-    assert trainer._metrics["train"]["twice_the_labels"] == [2.0]
 
 
 @pytest.mark.parametrize("value_coef", [-0.1, float("nan"), float("inf")])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.sids.trie import NO_NODE, TOP_K_STRIDE, SidTrie, largest
+from genrec_rl.sids.trie import NO_NODE, TOP_K_STRIDE, SidTrie, largest, largest_of_each
 
 ROOT = torch.zeros(1, 1, dtype=torch.long)
 SIDS = st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=30)
@@ -194,3 +194,42 @@ def test_codebooks_too_large_to_number_are_refused():
 def test_empty_catalogue_is_refused():
     with pytest.raises(DataError, match="empty"):
         SidTrie(np.empty((0, 3), int), [3, 3, 3])
+
+
+def test_each_group_gives_its_own_largest_at_most():
+    values = torch.tensor([[[5.0, 9.0, 8.0], [7.0, 1.0, 2.0]]])
+    best, at = largest_of_each(values, 3, per_group=2)
+    assert best.tolist() == [[9, 8, 7]]
+    assert at.tolist() == [[1, 2, 3]]
+    best, at = largest_of_each(values, 3, per_group=1)
+    assert best.tolist() == [[9, 7]]
+    assert at.tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("small_room", [0, 1 << 10])
+@settings(deadline=None, max_examples=30)
+@given(data=st.data(), rows=SIDS)
+def test_nodes_give_their_own_best_children_at_most(small_room, data, rows):
+    trie = SidTrie(np.array(rows), [5, 5, 5])
+    level, n_nodes = data.draw(st.integers(0, 2)), data.draw(st.integers(1, 6))
+    per_node, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 6))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    nodes = torch.randint(NO_NODE, trie.n_prefixes(level), (2, n_nodes), generator=generator)
+    scores, log_probs = torch.randn(2, n_nodes, generator=generator), torch.randn(2, n_nodes, 5, generator=generator)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("genrec_rl.sids.trie.SMALL_ROOM", small_room)
+        beams = trie.best_children(level, nodes, scores, log_probs, width=width, per_node=per_node)
+        uncut = trie.best_children(level, nodes, scores, log_probs, width=width)
+    for row in range(2):
+        own = [
+            sorted((float(scores[row, w] + log_probs[row, w, code]), w, code, child) for code, child, _ in children)
+            for w, node in enumerate(nodes[row].tolist())
+            for children in real_children(trie, level, [[node]])
+        ]
+        every = [child for children in own for child in children[-per_node:]]
+        is_alive = beams.nodes[row] != NO_NODE
+        parts = (beams.scores, beams.parents, beams.codes, beams.nodes)
+        found = list(zip(*(part[row][is_alive].tolist() for part in parts), strict=True))
+        assert found == sorted(every, reverse=True)[:width]
+    if per_node >= width:
+        assert beams.scores.equal(uncut.scores)
