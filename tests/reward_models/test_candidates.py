@@ -111,7 +111,7 @@ def test_misses_are_added_and_hits_are_not():
     sampler = NegativeSampler(np.ones(12, dtype=int), popular_share=0.0)
     rng = np.random.default_rng(0)
     logged = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=0)
-    found = add_misses(logged, proposals, per_page=2, rng=rng)
+    found = add_misses(logged, proposals, per_page=3, rng=rng)
     assert [sorted(row[real]) for row, real in zip(found.rows_PG, found.is_real_PG, strict=True)] == [
         [1, 5, 6],
         [4, 7],

@@ -40,9 +40,9 @@ def test_similarity_is_the_sigmoid_of_the_largest_inner_product_with_the_history
 def test_candidate_and_behaviour_have_their_own_projections():
     model = sim()
     model.network.gsu_behaviour.weight.data = 3 * torch.eye(2)
-    model.network.gsu_candidate.weight.data = torch.tensor([[0.0, 1], [1, 0]])
-    found = SearchGate(model, CATALOG, tau=0.5).similarity([make_context([1])], np.array([[0, 1]]), None)
-    np.testing.assert_allclose(found, [sigmoid(np.array([3, 0]))], rtol=1e-6)
+    model.network.gsu_candidate.weight.data = torch.tensor([[0.0, 1], [0, 0]])
+    found = SearchGate(model, CATALOG, tau=0.5).similarity([make_context([0])], np.array([[0, 1]]), None)
+    np.testing.assert_allclose(found, [sigmoid(np.array([0, 3]))], rtol=1e-6)
 
 
 def test_tau_is_fitted_so_that_the_share_of_positives_passes():
