@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
+from genrec_rl.models.policy import BackboneSize, create_policy, fingerprint_policy, load_policy
 from genrec_rl.models.prompts import PromptGrammar
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 
@@ -133,3 +133,17 @@ def test_plain_language_model_is_no_policy(catalog, tmp_path):
 def test_backbone_that_is_absent_is_named(catalog):
     with pytest.raises(ConfigError, match=r"nowhere.*Qwen2 checkpoint"):
         create_policy(catalog, grammar=PromptGrammar(), backbone="nowhere")
+
+
+def test_fingerprint_is_of_weights_and_configuration(policy, tmp_path):
+    for name in ("same", "copy", "weights", "config"):
+        policy.save_pretrained(tmp_path / name)
+    (tmp_path / "config" / "config.json").write_text("{}")
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] += 1
+    policy.save_pretrained(tmp_path / "weights")
+    same, copy, weights, config = (
+        fingerprint_policy(tmp_path / name) for name in ("same", "copy", "weights", "config")
+    )
+    assert same == copy
+    assert len({same, weights, config}) == 3
