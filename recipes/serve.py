@@ -56,7 +56,10 @@ class Settings:
     )
     base_width: int = field(default=50, metadata={"help": "width where the load is just the capacity"})
     growing_widths: bool = field(default=True, metadata={"help": "W/4, W/2, W beams; else W on every level"})
-    capacity: float = field(default=16, metadata={"help": "requests in the service that are served base_width wide"})
+    capacity: float | None = field(
+        default=None,
+        metadata={"help": "requests in the service that are served base_width wide; none: measured at the start"},
+    )
     smoothing_s: float = field(default=1.0, metadata={"help": "time constant of the smoothed load, seconds"})
     hysteresis: float = field(default=0.5, metadata={"help": "share of the gap between widths that changes nothing"})
     batch_size: int = field(default=16, metadata={"help": "requests searched together; 1: one by one"})
@@ -86,7 +89,11 @@ def build(settings: Settings) -> RecommendService:
         DataError: for damaged files.
     """
     plan = WidthPlan(
-        tuple(settings.widths), settings.base_width, settings.capacity, settings.smoothing_s, settings.hysteresis
+        tuple(settings.widths),
+        settings.base_width,
+        1.0 if settings.capacity is None else settings.capacity,  # measured below
+        settings.smoothing_s,
+        settings.hysteresis,
     )
     limits = QueueLimits(
         settings.batch_size, settings.batch_wait_ms, settings.max_queue, settings.deadline_ms, settings.retry_after_s
@@ -105,6 +112,9 @@ def build(settings: Settings) -> RecommendService:
         reward_model = load_reward_model(block, catalog=catalog, trusted_packages=settings.trusted_packages)
         reranking = Reranking(reward_model, settings.rerank)
     search = SearchService(recommender, plan=plan, growing_widths=settings.growing_widths, reranking=reranking)
+    if settings.capacity is None:  # half a deadline's worth: width is shed before anybody waits too long
+        known = [example.context for example in dataset.examples("valid")[: settings.batch_size]]
+        search.fit_capacity(known, within_s=settings.deadline_ms / 2000)
     settings_key = (
         fingerprint, recommender.normalisation, settings.dtype, settings.continue_page,
         reranking and (reranking.reward_model.fingerprint, reranking.weight),
@@ -115,6 +125,7 @@ def build(settings: Settings) -> RecommendService:
         "policy_fingerprint": fingerprint,
         "items": catalog.n_items,
         "widths": settings.widths,
+        "capacity": round(search.plan.capacity, 2),
         "prompt_items": recommender.policy.prompts.grammar.max_history,
         "rerank": settings.rerank,
     }

@@ -81,8 +81,9 @@ class Batcher(Generic[T, A]):
     """A line of requests and the one thread that works on them.
 
     Args:
-        work: answers a batch in its order; its second argument is how many requests are in the service, the batch
-            among them. What it raises is raised to each request of the batch, and the next batch is worked on.
+        work: answers a batch in its order; its second argument is the load: requests in the service, the batch among
+            them, and those refused since the batch before, who would be in it had there been room. What it raises
+            is raised to each request of the batch, and the next batch is worked on.
         limits: of the line.
     """
 
@@ -90,6 +91,7 @@ class Batcher(Generic[T, A]):
         self._work = work
         self.limits = limits
         self._waiting: deque[_Ticket[T, A]] = deque()
+        self._turned_away = 0
         self._changed = asyncio.Event()
         self._is_closing = False
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
@@ -126,6 +128,7 @@ class Batcher(Generic[T, A]):
         if self._is_closing:
             raise Overloaded("closing")
         if len(self._waiting) >= self.limits.max_queue:
+            self._turned_away += 1
             raise Overloaded("queue_full")
         loop = asyncio.get_running_loop()
         ticket: _Ticket[T, A] = _Ticket(item, loop.time(), loop.create_future())
@@ -142,6 +145,7 @@ class Batcher(Generic[T, A]):
     def _refuse(self, ticket: _Ticket[T, A], reason: Reason) -> None:
         if ticket in self._waiting:
             self._waiting.remove(ticket)
+            self._turned_away += 1
             if not ticket.answer.done():
                 ticket.answer.set_exception(Overloaded(reason))
 
@@ -152,9 +156,10 @@ class Batcher(Generic[T, A]):
                 await self._changed.wait()
                 continue
             await self._wait_for_company()
-            load = len(self._waiting)
-            batch = [self._waiting.popleft() for _ in range(min(load, self.limits.batch_size))]
+            load = len(self._waiting) + self._turned_away
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.limits.batch_size))]
             if batch:
+                self._turned_away = 0
                 await self._answer(batch, load)
 
     async def _wait_for_company(self) -> None:

@@ -1,6 +1,6 @@
 """How wide to search under a live load (GR4AD's dynamic beam serving; METHODS section 1.6).
 
-    f_t = clip(C / Q_t, floor / base, cap / base)        Q_t requests in the service, C those it has room for
+    f_t = clip(C / Q_t, floor / base, cap / base)        Q_t requests in the service, C those it can answer in time
     F_t = F_s + (1 - exp(-(t - s) / tau)) (f_t - F_s)    smoothed since the last look, s
     width = the width whose neighbourhood base * F_t lies in, left only where it is clearly in another's
 

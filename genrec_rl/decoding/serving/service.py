@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from genrec_rl.decoding.serving.counters import Counters
 from genrec_rl.decoding.serving.load import WidthPlan, level_widths, start, step
 from genrec_rl.decoding.serving.requests import Ask
 from genrec_rl.rewards.protocol import RewardModel
-from genrec_rl.types import NO_ITEM
+from genrec_rl.types import NO_ITEM, Context
 
 Found = list[tuple[int, float]]
 """Catalogue rows and scores, best first."""
@@ -76,6 +76,19 @@ class SearchService:
     def width(self) -> int:
         """Final width of the last search."""
         return self._load.width
+
+    def fit_capacity(self, contexts: Sequence[Context], *, within_s: float) -> None:
+        """Set the plan's capacity to the requests that are searched ``base`` wide within a time, at least 1.
+
+        Measured on this machine as it is now: contexts are searched together twice, and the second time counts.
+        """
+        asks = [Ask(context, 1, frozenset(), 0, None) for context in contexts]
+        widths = level_widths(self.plan.base, self.recommender.catalog.n_levels, growing=self.growing_widths)
+        self._search(asks, widths)
+        begun = self._clock()
+        self._search(asks, widths)
+        seconds = max(self._clock() - begun, 1e-6)
+        self.plan = replace(self.plan, capacity=max(within_s * len(asks) / seconds, 1.0))
 
     def answer(self, asks: list[Ask], load: int) -> list[Answer]:
         """Return each request's k best items of the beams that the load allows.

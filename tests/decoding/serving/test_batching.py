@@ -84,6 +84,7 @@ def test_a_full_line_refuses_at_once():
         return refused, await asyncio.gather(first, *others[:2])
 
     assert run(scenario, work, batch_wait_ms=0.0, max_queue=2) == ("queue_full", [10, 20, 30])
+    assert work.loads == [1, 3]  # who was refused counts as load
 
 
 def test_who_waits_past_the_deadline_is_refused_while_the_search_goes_on():
@@ -95,10 +96,11 @@ def test_who_waits_past_the_deadline_is_refused_while_the_search_goes_on():
         late = await outcome(batcher.submit(2))  # answered although the first batch is not
         still_waiting = len(batcher)
         work.may_go.set()
-        return late, still_waiting, await first
+        return late, still_waiting, await first, await batcher.submit(3), await batcher.submit(4)
 
-    assert run(scenario, work, batch_wait_ms=0.0, deadline_ms=20.0) == ("deadline", 0, 10)
-    assert work.batches == [[1]]
+    assert run(scenario, work, batch_wait_ms=0.0, deadline_ms=20.0) == ("deadline", 0, 10, 30, 40)
+    assert work.batches == [[1], [3], [4]]
+    assert work.loads == [1, 2, 1]  # who was refused counts as load, once
 
 
 def test_an_error_reaches_its_batch_alone_and_the_next_is_answered():

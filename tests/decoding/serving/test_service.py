@@ -40,6 +40,20 @@ def test_width_follows_the_load_and_shed_answers_are_counted(policy, catalog, lo
     assert service.counters.snapshot()["shed"] == (width < 6)
 
 
+def test_capacity_is_what_is_searched_in_a_time(policy, catalog):
+    times = iter([0.0, 10.0, 14.0])  # 2 contexts in 4 seconds
+    service = make_service(policy, catalog, clock=lambda: next(times))
+    service.fit_capacity([ask().context] * 2, within_s=6.0)
+    assert service.plan.capacity == 3.0
+
+
+def test_capacity_is_at_least_one_request(policy, catalog):
+    times = iter([0.0, 10.0, 14.0])
+    service = make_service(policy, catalog, clock=lambda: next(times))
+    service.fit_capacity([ask().context], within_s=1.0)
+    assert service.plan.capacity == 1.0
+
+
 def test_a_batch_gets_the_answers_of_requests_alone_in_their_order(policy, catalog):
     asks = [ask((5,), 2), ask((0, 4, 7, 3, 2), 3), ask((), 1)]
     together = make_service(policy, catalog).answer(asks, 3)
