@@ -45,6 +45,12 @@ CONTENDERS: dict[str, tuple[str, ...]] = {
     "one by one, 50 wide": (*FIXED, *ONE_BY_ONE),
 }
 
+SEARCHES = (
+    *((16, growing, width) for growing in (False, True) for width in (80, 50, 35, 20)),
+    *((1, True, width) for width in (80, 50, 20)),
+)
+"""Requests together, whether widths grow, and the final width; the first is what others are held against."""
+
 
 @dataclass
 class Settings(BenchmarkSettings):
@@ -105,28 +111,31 @@ def main() -> None:
         path = Path(settings.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = bench.facts() | {"cases": [asdict(row) for row in rows], "widths": quality, "capacities": capacities}
+        facts |= {
+            "load_average": os.getloadavg()
+        }  # of everything on the machine: latencies mean little where it is high
         path.write_text(json.dumps(facts, indent=1) + "\n")
         draw(rows, path)
 
 
 def measure_widths(dataset: Dataset, catalog: Catalog, settings: Settings) -> list[dict[str, Any]]:
-    """Compare searches of each width with the widest: CPU seconds, shared items of the first ten, HR@10."""
-    recommender = load_recommender(Path(settings.policy_dir), catalog=catalog, options=BeamOptions(batch_size=16))
+    """Compare searches with the widest: CPU seconds a request, shared items of the first ten, HR@10."""
+    recommender = load_recommender(Path(settings.policy_dir), catalog=catalog, options=BeamOptions())
     examples = dataset.examples("test")[: settings.requests]
     contexts, positives = [e.context for e in examples], [e.positives for e in examples]
     recommender.propose(contexts[:16], widths=(80,) * catalog.n_levels, constrained=True)
     rows, widest = [], None
-    for growing in (False, True):
-        for width in (80, 50, 35, 20):
-            begun = time.process_time()
-            widths = level_widths(width, catalog.n_levels, growing=growing)
-            found = recommender.propose(contexts, widths=widths, constrained=True).rows_PG.numpy()[:, :K]
-            seconds = time.process_time() - begun
-            widest = found if widest is None else widest
-            shared = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, widest, strict=True)])
-            hits = float(metrics.hit_rate(found, positives, k=K).mean())
-            row = {"widths": list(widths), "cpu_ms": 1000 * seconds / len(contexts), "shared@10": float(shared)}
-            rows.append(row | {"hr@10": hits})
+    for batch, growing, width in SEARCHES:
+        recommender.batch_size = batch
+        widths = level_widths(width, catalog.n_levels, growing=growing)
+        begun = time.process_time()
+        found = recommender.propose(contexts, widths=widths, constrained=True).rows_PG.numpy()[:, :K]
+        seconds = time.process_time() - begun
+        widest = found if widest is None else widest
+        shared = np.mean([len(np.intersect1d(a, b)) / K for a, b in zip(found, widest, strict=True)])
+        hits = float(metrics.hit_rate(found, positives, k=K).mean())
+        row = {"batch": batch, "widths": list(widths), "cpu_ms": 1000 * seconds / len(contexts)}
+        rows.append(row | {"shared@10": float(shared), "hr@10": hits})
     return rows
 
 

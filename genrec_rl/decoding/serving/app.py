@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
@@ -10,12 +10,15 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from genrec_rl.data.store import Dataset
 from genrec_rl.decoding.serving.batching import Batcher, Overloaded, QueueLimits
 from genrec_rl.decoding.serving.cache import AnswerCache
+from genrec_rl.decoding.serving.counters import Counters
 from genrec_rl.decoding.serving.requests import Ask, BadRequest, RecommendBody, RequestReader
 from genrec_rl.decoding.serving.service import Answer, SearchService
 
@@ -108,6 +111,7 @@ def create_app(service: RecommendService) -> FastAPI:
         await service.batcher.close()
 
     app = FastAPI(title="genrec_rl", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_middleware(BodyLimit, counters=service.counters)
     _answer_errors(app, service)
     page = PAGE.read_text(encoding="utf-8")
 
@@ -138,21 +142,28 @@ def create_app(service: RecommendService) -> FastAPI:
     return app
 
 
+class BodyLimit:
+    """Refuses a body before it is read, where it is too large or does not say how large it is."""
+
+    def __init__(self, app: ASGIApp, *, counters: Counters) -> None:
+        self.app, self.counters = app, counters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Go on with the request, or answer it here."""
+        refusal = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            length = Headers(scope=scope).get("content-length", "")
+            if not length.isdecimal():
+                refusal = _error("send a Content-Length header with the body", 411)
+            elif int(length) > MAX_BODY_BYTES:
+                refusal = _error(f"the body has {length} bytes, at most {MAX_BODY_BYTES} are read", 413)
+        if refusal is not None:
+            self.counters.add("rejected")
+        await (refusal or self.app)(scope, receive, send)
+
+
 def _answer_errors(app: FastAPI, service: RecommendService) -> None:
     """Answer errors with ``{"error": one line}``: 4xx what the client can mend, 503 what time mends, 500 ours."""
-
-    @app.middleware("http")
-    async def refuse_large_bodies(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.method != "POST":
-            return await go_on(request)
-        length = request.headers.get("content-length", "")
-        if not length.isdecimal():
-            service.counters.add("rejected")
-            return _error("send a Content-Length header with the body", 411)
-        if int(length) > MAX_BODY_BYTES:
-            service.counters.add("rejected")
-            return _error(f"the body has {length} bytes, at most {MAX_BODY_BYTES} are read", 413)
-        return await go_on(request)
 
     @app.exception_handler(RequestValidationError)
     async def not_understood(_: Request, error: RequestValidationError) -> JSONResponse:
