@@ -111,9 +111,7 @@ def main() -> None:
         path = Path(settings.json)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = bench.facts() | {"cases": [asdict(row) for row in rows], "widths": quality, "capacities": capacities}
-        facts |= {
-            "load_average": os.getloadavg()
-        }  # of everything on the machine: latencies mean little where it is high
+        facts["load_average"] = os.getloadavg()  # where it is above the cores, latencies are the machine's
         path.write_text(json.dumps(facts, indent=1) + "\n")
         draw(rows, path)
 
