@@ -36,7 +36,7 @@ class AnswerCache(Generic[A]):
 
     def keep(self, key: Hashable, answer: A) -> None:
         """Keep an answer, which lives from now on."""
-        if self._kept.maxsize and self._kept.ttl:
+        if self._kept.maxsize:
             self._kept[key] = answer
 
     def __len__(self) -> int:

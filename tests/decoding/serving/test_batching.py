@@ -60,6 +60,18 @@ def test_requests_that_arrive_together_are_one_batch_answered_in_order():
     assert work.batches == [[1, 2, 3]]
 
 
+def test_who_comes_soon_after_is_waited_for():
+    work = Work()
+
+    async def scenario(batcher):
+        first = asyncio.create_task(batcher.submit(1))
+        await asyncio.sleep(0.01)
+        return await batcher.submit(2), await first
+
+    assert run(scenario, work, batch_size=2, batch_wait_ms=5000.0) == (20, 10)
+    assert work.batches == [[1, 2]]  # and gone as soon as it is full
+
+
 def test_batches_are_cut_at_their_size_and_see_the_whole_load():
     work = Work()
 
