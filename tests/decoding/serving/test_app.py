@@ -165,6 +165,8 @@ def test_shutdown_ends_the_search_thread(service):
     with TestClient(create_app(service)):
         assert service.batcher.is_running
     assert not service.batcher.is_running
+    with pytest.raises(RuntimeError, match="shutdown"):
+        service.batcher._pool.submit(print)
 
 
 def test_titles_are_found_by_all_words_in_any_case(client, market):
