@@ -151,7 +151,7 @@ class Benchmark:
         if self.settings.json:
             path = Path(self.settings.json)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._facts(), indent=1) + "\n")
+            path.write_text(json.dumps(self.facts(), indent=1) + "\n")
         ratios: dict[str, dict[str, float]] = {}
         peaks: dict[str, dict[str, float]] = {}
         for row in self.cases:
@@ -162,7 +162,8 @@ class Benchmark:
         if not all(check["holds"] for check in self.checks):
             raise SystemExit("results differ: see the table of equal results above; these ratios mean nothing")
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
+        """Return all numbers, with machine and versions."""
         installed = {d.metadata["Name"].lower().replace("_", "-") for d in metadata.distributions()}
         return {
             "question": self.question,

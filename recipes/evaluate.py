@@ -12,16 +12,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from genrec_rl.config import parse_recipe
-from genrec_rl.data.store import Dataset, load_dataset
+from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import baseline_systems
 from genrec_rl.evaluation.evaluate import Plan, System, describe, evaluate
 from genrec_rl.evaluation.plots import plot_all
 from genrec_rl.evaluation.policies import (
     BeamOptions,
+    open_catalogue,
     parse_policies,
     policy_systems,
     reranked_systems,
@@ -29,7 +30,7 @@ from genrec_rl.evaluation.policies import (
 )
 from genrec_rl.evaluation.predictions import PredictionsWriter
 from genrec_rl.evaluation.report import Samples, as_row, print_report, write_report
-from genrec_rl.rewards.components import load_reward_model, read_block
+from genrec_rl.rewards.components import load_reward_model, reward_block
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import (
@@ -39,7 +40,6 @@ from genrec_rl.tracking import (
     check_unseen_valid,
     console,
     finish_stage,
-    require_stage,
     run_recipe,
 )
 
@@ -94,22 +94,6 @@ class Settings:
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
 
 
-def reward_block(settings: Settings) -> Mapping[str, Any] | None:
-    """Return the reward model's block with ``reward_dir`` in it, or None for no R@K."""
-    block = read_block(settings.reward_model, key="reward_model")
-    if settings.reward_dir is not None:
-        if block is None:
-            raise ConfigError("reward_dir needs a reward_model to load from it; name one, or leave both out")
-        block = {**block, "init_args": {**(block.get("init_args") or {}), "path": settings.reward_dir}}
-    folder = ((block or {}).get("init_args") or {}).get("path")
-    if folder is not None and not Path(folder).is_dir():
-        raise ConfigError(
-            f"reward_model: no folder '{folder}'; make it with `python recipes/train_reward.py --output_dir "
-            f"{folder}`, or leave R@K out with `--reward_model none`"
-        )
-    return block
-
-
 def choose_systems(
     settings: Settings,
     dataset: Dataset,
@@ -134,16 +118,12 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("max_requests", "max_history"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise ConfigError(f"{name} is {value}; at least 1, or leave it out for all")
-    policies, block = parse_policies(settings.policies), reward_block(settings)
+    policies, block = parse_policies(settings.policies), reward_block(settings.reward_model, settings.reward_dir)
     plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
     widths = None if settings.beam_widths is None else tuple(settings.beam_widths)
     options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype, settings.continue_page,
                           per_beam=settings.per_beam)  # fmt: skip
-    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
-    catalog = Catalog.load(
-        require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
-    )
-    catalog.check_items(dataset.items_fingerprint)
+    dataset, catalog = open_catalogue(settings.data_dir, settings.sid_dir)
     if plan.beams > catalog.trie.n_sids:
         raise ConfigError(f"beams {plan.beams} of {catalog.trie.n_sids} distinct SIDs; lower --beams and --ks")
     options.check(beams=plan.beams, n_levels=catalog.n_levels)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation, beam_search
 from genrec_rl.errors import ConfigError, RolloutError
@@ -77,14 +78,29 @@ class BeamRecommender:
             RolloutError: when ``beam_widths`` leave a request without k answers.
         """
         plan = self._plan(k)
+        proposed = self.propose(contexts, widths=plan.widths, constrained=constrained)
+        self._check_enough(proposed, plan, constrained=constrained)
+        return proposed
+
+    @torch.no_grad()
+    def propose(self, contexts: Sequence[Context], *, widths: Sequence[int], constrained: bool) -> Rollouts:
+        """Return up to ``widths[-1]`` SIDs of each context, searched with these beams on each level.
+
+        Where narrow levels leave a request fewer than others, ``NO_ITEM`` and -inf stand behind its last SID.
+        """
+        plan = BeamPlan(tuple(widths), self.normalisation)
         prompts = [self.write(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         with in_eval_mode(self.policy.model):
             parts = [self._search([prompts[i] for i in batch], plan, constrained=constrained) for batch in batches]
         if not parts:
-            parts = [(torch.empty(0, k, len(plan.widths), dtype=torch.long), torch.empty(0, k))]
+            parts = [
+                (torch.empty(0, plan.widths[-1], len(widths), dtype=torch.long), torch.empty(0, plan.widths[-1]))
+            ]
         back = torch.from_numpy(np.argsort(order, kind="stable"))
+        width = max(log_probs.shape[1] for _, log_probs in parts)
+        parts = [_widen(*part, width=width, pad_id=self.policy.vocab.pad_id) for part in parts]
         tokens, log_probs = (torch.cat(part)[back] for part in zip(*parts, strict=True))
         return resolve(tokens, log_probs, vocab=self.policy.vocab, catalog=self.catalog)
 
@@ -102,17 +118,29 @@ class BeamRecommender:
         ids, is_prompt = (x.to(model.device) for x in self.policy.prompts.batch(prompts))
         vocab, noise = self.policy.vocab, self._noise
         tokens, log_probs = beam_search(model, ids, is_prompt, vocab=vocab, plan=plan, trie=trie, generator=noise)
-        sizes = vocab.codebook_sizes
-        free = model.config.vocab_size ** len(sizes) if plan.normalisation == "vocabulary" else prod(sizes)
+        return tokens.cpu(), log_probs.cpu()
+
+    def _check_enough(self, proposed: Rollouts, plan: BeamPlan, *, constrained: bool) -> None:
+        sizes = self.policy.vocab.codebook_sizes
+        by_level = plan.normalisation != "vocabulary"
+        free = prod(sizes) if by_level else self.policy.model.config.vocab_size ** len(sizes)
         wanted = min(plan.widths[-1], self.catalog.trie.n_sids if constrained else free)
-        found = (log_probs > -torch.inf).sum(1)
-        if int(found.min()) < wanted:
+        found = int((proposed.log_probs_PG > -torch.inf).sum(1).min()) if len(proposed.log_probs_PG) else wanted
+        if found < wanted:
             raise RolloutError(
-                f"beam_widths {list(plan.widths)} leave a request with {int(found.min())} of {wanted} answers: too "
-                "few begin with the prefixes that were kept; widen the first levels"
+                f"beam_widths {list(plan.widths)} leave a request with {found} of {wanted} answers: too few begin "
+                "with the prefixes that were kept; widen the first levels"
                 + ("" if plan.per_beam is None else f", or raise per_beam, which is {plan.per_beam}")
             )
-        return tokens.cpu(), log_probs.cpu()
+
+
+def _widen(
+    tokens_BWL: Int[Tensor, "B W L"], log_probs_BW: Float[Tensor, "B W"], *, width: int, pad_id: int
+) -> tuple[Int[Tensor, "B U L"], Float[Tensor, "B U"]]:
+    """Add dead beams up to a width."""
+    missing = width - log_probs_BW.shape[1]
+    tokens = functional.pad(tokens_BWL, (0, 0, 0, missing), value=pad_id)
+    return tokens, functional.pad(log_probs_BW, (0, missing), value=-torch.inf)
 
 
 def resolve(

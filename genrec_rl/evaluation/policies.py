@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation
 from genrec_rl.decoding.expected_value import ValueReranker
 from genrec_rl.decoding.recommender import BeamRecommender
@@ -17,6 +18,7 @@ from genrec_rl.evaluation.evaluate import DECODINGS, System
 from genrec_rl.models.policy import load_policy, read_facts
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.sids.catalog import Catalog
+from genrec_rl.tracking import require_stage
 
 
 def parse_policies(words: Sequence[str]) -> dict[str, Path]:
@@ -39,6 +41,19 @@ def parse_policies(words: Sequence[str]) -> dict[str, Path]:
             )
         policies[name] = Path(folder)
     return policies
+
+
+def open_catalogue(data_dir: str | Path, sid_dir: str | Path) -> tuple[Dataset, Catalog]:
+    """Load prepared data and the semantic ids of its items.
+
+    Raises:
+        ConfigError: when a stage is not finished.
+        DataError: when the ids are of other items.
+    """
+    dataset = load_dataset(require_stage(data_dir, stage="prepare", command="python recipes/prepare.py"))
+    catalog = Catalog.load(require_stage(sid_dir, stage="build_sids", command="python recipes/build_sids.py"))
+    catalog.check_items(dataset.items_fingerprint)
+    return dataset, catalog
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A policy: network, tokenizer, and the prompt writer that belongs to them; made once, checked at every load."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -207,6 +208,15 @@ def _check_values(vocab: SidVocab, values: ValueBuckets | None, *, where: str) -
             f"{where}: its tokenizer has {n_tokens} value tokens for {n_buckets} buckets of value; train the policy "
             "again from a backbone without value tokens"
         )
+
+
+def fingerprint_policy(folder: str | Path) -> str:
+    """Return the sha256 hex digest of a saved policy's configuration and weights."""
+    digest = hashlib.sha256()
+    for path in sorted([Path(folder) / "config.json", *Path(folder).glob("*.safetensors")]):
+        with path.open("rb") as file:
+            digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

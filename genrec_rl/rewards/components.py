@@ -1,12 +1,34 @@
 """Reward models and gates from YAML blocks, checked before anything heavy loads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from genrec_rl.config import Block, load_component, read_block
 from genrec_rl.data.store import Dataset
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.protocol import Gate, RewardModel
 from genrec_rl.sids.catalog import Catalog
+
+
+def reward_block(block: Block, reward_dir: str | None = None) -> Mapping[str, Any] | None:
+    """Return a reward model's block, ``reward_dir`` over the path in it; None for none.
+
+    Raises:
+        ConfigError: for a folder that is not there, or one without a block to load it with.
+    """
+    values = read_block(block, key="reward_model")
+    if reward_dir is not None:
+        if values is None:
+            raise ConfigError("reward_dir needs a reward_model to load from it; name one, or leave both out")
+        values = {**values, "init_args": {**(values.get("init_args") or {}), "path": reward_dir}}
+    folder = ((values or {}).get("init_args") or {}).get("path")
+    if folder is not None and not Path(folder).is_dir():
+        raise ConfigError(
+            f"reward_model: no folder '{folder}'; make it with `python recipes/train_reward.py --output_dir "
+            f"{folder}`, or leave the reward model out with `--reward_model none`"
+        )
+    return values
 
 
 def load_reward_model(

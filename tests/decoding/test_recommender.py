@@ -131,3 +131,21 @@ def test_narrow_first_levels_keep_the_best_of_what_they_saw(policy, catalog):
 def test_empty_batches_are_refused(policy, catalog):
     with pytest.raises(ConfigError, match="batch_size is 0"):
         BeamRecommender(policy, catalog=catalog, batch_size=0)
+
+
+def test_proposals_that_run_short_end_in_no_item(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog, batch_size=1)
+    found = recommender.propose(contexts_of(), widths=[1, 12, 12], constrained=True)
+    counts = found.is_valid_PG.sum(1)
+    assert counts.min() < found.rows_PG.shape[1] == counts.max() < 12
+    for rows, log_probs, n in zip(found.rows_PG, found.log_probs_PG, counts, strict=True):
+        assert (rows[n:] == NO_ITEM).all()
+        assert (log_probs[n:] == -torch.inf).all()
+
+
+def test_proposals_as_wide_everywhere_are_the_recommendation(policy, catalog):
+    recommender = BeamRecommender(policy, catalog=catalog)
+    proposed = recommender.propose(contexts_of(), widths=[5, 5, 5], constrained=True)
+    recommended = recommender.recommend(contexts_of(), k=5, constrained=True)
+    assert proposed.rows_PG.equal(recommended.rows_PG)
+    assert proposed.log_probs_PG.equal(recommended.log_probs_PG)

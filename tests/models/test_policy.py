@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 from genrec_rl.data.values import ValueBuckets
 from genrec_rl.errors import ConfigError, DataError
-from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
+from genrec_rl.models.policy import BackboneSize, create_policy, fingerprint_policy, load_policy
 from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sids.vocab import SidVocab
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
@@ -173,3 +173,17 @@ def test_backbone_that_is_absent_is_named(catalog):
 def test_value_tokens_of_a_lazy_policy_are_refused(catalog):
     with pytest.raises(ConfigError, match="n_value_buckets 0"):
         make_policy(catalog, values=ValueBuckets((), (0.0, 1.0)), lazy_layers=1)
+
+
+def test_fingerprint_is_of_weights_and_configuration(policy, tmp_path):
+    for name in ("same", "copy", "weights", "config"):
+        policy.save_pretrained(tmp_path / name)
+    (tmp_path / "config" / "config.json").write_text("{}")
+    with torch.no_grad():
+        policy.model.model.norm.weight[0] += 1
+    policy.save_pretrained(tmp_path / "weights")
+    same, copy, weights, config = (
+        fingerprint_policy(tmp_path / name) for name in ("same", "copy", "weights", "config")
+    )
+    assert same == copy
+    assert len({same, weights, config}) == 3

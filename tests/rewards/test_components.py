@@ -2,7 +2,7 @@ import pytest
 
 from genrec_rl.config import read_block
 from genrec_rl.errors import ConfigError
-from genrec_rl.rewards.components import load_gate, load_reward_model
+from genrec_rl.rewards.components import load_gate, load_reward_model, reward_block
 
 
 def test_a_block_on_the_command_line_is_json():
@@ -23,3 +23,21 @@ def test_broken_json_is_shown():
 def test_missing_reward_model_names_what_makes_one(catalog):
     with pytest.raises(ConfigError, match=r"recipes/train_reward\.py makes one"):
         load_reward_model(None, catalog=catalog)
+
+
+def test_reward_dir_takes_the_place_of_the_blocks_path(tmp_path):
+    block = {"class_path": "a.B", "init_args": {"path": "elsewhere", "cache_mb": 1}}
+    expected = {"class_path": "a.B", "init_args": {"path": str(tmp_path), "cache_mb": 1}}
+    assert reward_block(block, str(tmp_path)) == expected
+    assert block["init_args"]["path"] == "elsewhere"
+    assert reward_block("none") is None
+
+
+def test_reward_dir_without_a_block_is_refused():
+    with pytest.raises(ConfigError, match="reward_dir needs a reward_model"):
+        reward_block(None, "runs/reward")
+
+
+def test_reward_models_folder_must_be_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"no folder '.*nowhere'; make it with"):
+        reward_block({"class_path": "a.B", "init_args": {"path": str(tmp_path / "nowhere")}})
