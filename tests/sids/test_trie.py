@@ -233,3 +233,13 @@ def test_nodes_give_their_own_best_children_at_most(small_room, data, rows):
         assert found == sorted(every, reverse=True)[:width]
     if per_node >= width:
         assert beams.scores.equal(uncut.scores)
+
+
+def test_a_crowded_node_gives_its_own_best_alone():
+    """Its children would lie in several pieces; the cut is of a node, not of a piece."""
+    crowded = [[0, code] for code in range(2000)]
+    trie = SidTrie(np.array([*crowded, *([k, k] for k in range(1, 50))]), [50, 2000])
+    log_probs = torch.arange(2000.0).expand(1, 50, -1)
+    beams = trie.best_children(1, torch.arange(50)[None], torch.zeros(1, 50), log_probs, width=10, per_node=3)
+    assert beams.codes.tolist() == [[1999, 1998, 1997, 49, 48, 47, 46, 45, 44, 43]]
+    assert beams.parents.tolist() == [[0, 0, 0, 49, 48, 47, 46, 45, 44, 43]]
