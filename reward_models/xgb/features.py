@@ -56,7 +56,7 @@ FEATURES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ItemTables:
-    """What is known of catalogue rows: ``codes`` (N L), unit ``vectors`` (N D), ``categories`` (N), -1 for none."""
+    """What is known of items: semantic ``codes`` (N L), unit ``vectors`` (N D), ``categories`` (N), -1 for none."""
 
     codes: Int[np.ndarray, "N L"]
     vectors: Float32[np.ndarray, "N D"]

@@ -75,7 +75,7 @@ def fit_xgb(
     for name, part in (("taught", taught), ("tuning", tuning)):
         if len(np.unique(part.labels_PG[part.is_real_PG])) < 2:
             raise DataError(f"XGB: {part.is_real_PG.sum()} {name} candidates lack a positive or a negative")
-    items = ItemTables(catalog.codes, np.asarray(catalog.vectors, np.float32), categories)
+    items = ItemTables(catalog.semantic_codes, np.asarray(catalog.vectors, np.float32), categories)
     counts = LogCounts.fit(pages, n_items=len(categories))
     taught_PGF, tuning_PGF = (
         request_features(counts, items, part.contexts, part.rows_PG, max_history=settings.max_history)

@@ -15,6 +15,7 @@ ANGLES = np.radians([0, 60, 90, 180])
 CATALOG = SimpleNamespace(
     vectors=np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32),
     codes=np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=np.int32),
+    semantic_codes=np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=np.int32),
 )
 ALL = np.array([[0, 1, 2, 3]])
 

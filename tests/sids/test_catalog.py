@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from genrec_rl.data.store import items_fingerprint
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids import rq_kmeans
-from genrec_rl.sids.catalog import FILES, Catalog
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.catalog_files import FILES
 from genrec_rl.types import NO_ITEM
 
 
