@@ -73,11 +73,8 @@ def check_made_from(folder: str | Path, made_from: Mapping[str, str | Path], *, 
     inputs = _read_record(Path(folder)).get("inputs", {})
     for name, expected in made_from.items():
         recorded = inputs.get(name)
-        if recorded is None or any(
-            recorded["key"] in _extends(Path(used)).get(name, ()) for used in made_from.values()
-        ):
-            continue
-        if recorded["key"] != _stage_digest(Path(expected)):
+        extended = {key for used in made_from.values() for key in _extends(Path(used)).get(name, ())}
+        if recorded is not None and recorded["key"] not in {_stage_digest(Path(expected)), *extended}:
             raise ConfigError(
                 f"{folder} was made from other {name} ({recorded['folder']} as it then was) than {expected}; "
                 f"pass what it was made from, or make it again with `{command} --output_dir {folder}`"

@@ -14,7 +14,7 @@ Watch   distinct SIDs = items, every code used, and a perplexity close to the nu
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 

@@ -49,15 +49,13 @@ class QuantiserSettings:
     def __post_init__(self) -> None:
         is_hash = self.last_level == "hash"
         if is_hash and not self.hash_fields:
-            raise ConfigError(
-                "last_level hash reads hash_fields: name columns, such as `--hash_fields seller campaign`"
-            )
+            raise ConfigError("last_level hash reads hash_fields: name columns, as `--hash_fields seller campaign`")
         if self.hash_fields and not is_hash:
             raise ConfigError(f"hash_fields {self.hash_fields} have no use here; add `--last_level hash`")
         if is_hash and self.collision not in (None, "bucket"):
             raise ConfigError(
-                f"collision '{self.collision}' would change SIDs that must follow from vector and columns alone; leave "
-                "it out under last_level hash"
+                f"collision '{self.collision}' would change SIDs that must follow from vector and columns alone; "
+                "leave it out under last_level hash"
             )
         if is_hash and self.codebook_sizes and len(self.codebook_sizes) < 2:
             raise ConfigError(f"codebook_sizes {self.codebook_sizes}: the hash is the last of at least two levels")
