@@ -111,7 +111,7 @@ def measure(items: pl.DataFrame, vectors: np.ndarray, settings: QuantiserSetting
 
 
 def twins(semantic: np.ndarray, codes: np.ndarray, vectors: np.ndarray, items: pl.DataFrame) -> dict[str, float]:
-    """Shares of pairs of equal vectors that agree in semantic codes; and of those of other fields, with other SIDs."""
+    """Shares of pairs of equal vectors with equal semantic codes; and, of pairs of other fields, with other SIDs."""
     _, content = np.unique(vectors.round(5), axis=0, return_inverse=True)
     order = np.argsort(content.ravel(), kind="stable")
     first, second = order[:-1], order[1:]
@@ -130,7 +130,11 @@ def twins(semantic: np.ndarray, codes: np.ndarray, vectors: np.ndarray, items: p
 
 
 def as_markdown(result: dict[str, Any]) -> str:
-    lines = [f"Written by `{result['command']}`, commit {result['commit']}.", "", (__doc__ or "").split("\n\n")[-1]]
+    lines = [
+        f"Written by `{result['command']}`, commit {result['commit']}.",
+        "",
+        (__doc__ or "").split("\n\n")[-1].strip(),
+    ]
     for name, data in result["data"].items():
         lines += ["", f"## {name}: {data['items']:,} items", ""]
         lines += ["| | codebooks | Cpr | Col | Util (per mille) | error | twins together | twins told apart |"]

@@ -5,9 +5,10 @@ A code that is asked for by more points than its capacity raises its price until
     s_i = argmin_k ||R_i - c_k||^2 + p_k,      p_k >= 0, and p_k > 0 only where code k is full
 
 This is the ascending auction for the capacitated assignment (Bertsekas and Castanon, 1989), with all full codes
-raising at once; at its end no other assignment within the capacities is cheaper. Because a code follows from vector
-and prices, items of equal content keep equal codes and a new item is coded as an old one would be, which a capacity
-enforced item by item breaks. So the capacity counts distinct vectors: of items with equal ones, one.
+raising at once; at its end no other assignment within the capacities is cheaper, but for the least step. Because a
+code follows from vector and prices, items of equal content keep equal codes and a new item is coded as an old one
+would be, which a capacity enforced item by item breaks. So the capacity counts distinct vectors: of items with equal
+ones, one.
 
 Cost: each of ``ITERATIONS`` rounds of Lloyd's algorithm is one faiss search for ``CANDIDATES`` codes, n K D, and an
 auction of at most ``MAX_ROUNDS`` passes over n x CANDIDATES numbers; no n x K table is made.
@@ -30,7 +31,9 @@ CANDIDATES = 64
 """Cheapest codes that a point looks at before all are searched again."""
 ITERATIONS = 5
 """Rounds of balanced Lloyd after the unbalanced ones."""
-MAX_ROUNDS = 200
+MAX_ROUNDS = 300
+LEAST_STEP = 1e-6
+"""Of the mean distance to the nearest code: the least that a price rises by, where two points have equal ways out."""
 SAME = 5
 """Decimals in which vectors of equal content agree; a projection's float noise stays below."""
 
@@ -99,14 +102,15 @@ def auction(
 
     Each round every code that is too full raises its price to where just its surplus, the points with the nearest
     way out, would leave. Prices of others rise too, so that no more than the surplus leaves: a code with a price
-    stays full, which makes the end optimal. Points look at their ``CANDIDATES`` cheapest codes; since prices only
-    rise, a code outside costs at least the last of them as it was found, and the codes are searched again where a
-    point has no cheaper one left. Where ``MAX_ROUNDS`` do not suffice a code may keep more; the report's perplexity
-    shows it.
+    stays full, which makes the end optimal, but for the least step. Points look at their ``CANDIDATES`` cheapest
+    codes; since prices only rise, a code outside costs at least the last of them as it was found, and the codes are
+    searched again where a point has no cheaper one left. Where ``MAX_ROUNDS`` do not suffice a code may keep more (a
+    crowd's codes outbid each other in small steps before one of its points leaves for an outlier's code, far away);
+    the report's perplexity shows it.
     """
     prices = np.zeros(len(book))
     costs, near, bounds = _candidates(points, book, prices)
-    least_step = 1e-6 * costs[:, 0].mean()
+    least_step = LEAST_STEP * costs[:, 0].mean()
     for _ in range(MAX_ROUNDS):
         priced = costs + prices[near]
         best = priced.argmin(axis=1)

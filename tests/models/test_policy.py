@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.models.policy import BackboneSize, create_policy, load_policy
 from genrec_rl.models.prompts import PromptGrammar
+from genrec_rl.sids import rq_kmeans
+from genrec_rl.sids.catalog import Catalog
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 
 
@@ -133,3 +135,17 @@ def test_plain_language_model_is_no_policy(catalog, tmp_path):
 def test_backbone_that_is_absent_is_named(catalog):
     with pytest.raises(ConfigError, match=r"nowhere.*Qwen2 checkpoint"):
         create_policy(catalog, grammar=PromptGrammar(), backbone="nowhere")
+
+
+def test_extended_catalogue_is_taken_with_a_warning(tmp_path):
+    vectors = make_catalog().vectors
+    centroids = rq_kmeans.fit(vectors, codebook_sizes=(4, 4, 4), seed=0, niter=2)
+    catalog = Catalog.build(vectors, item_ids=np.arange(12), centroids=centroids)[0]
+    make_policy(catalog).save_pretrained(tmp_path)
+    longer = catalog.extend(np.array([12, 13]), vectors[:2])
+    with pytest.warns(UserWarning, match="before 2 of the catalogue's 14 items were added"):
+        policy = load_policy(tmp_path, catalog=longer)
+    assert policy.prompts.answer(np.array([13])).shape == (3,)
+    other = Catalog.build(vectors[:, ::-1], item_ids=np.arange(12), centroids=centroids)[0]
+    with pytest.raises(DataError, match="or one that extends it"):
+        load_policy(tmp_path, catalog=other.extend(np.array([12]), vectors[:1]))

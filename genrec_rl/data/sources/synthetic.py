@@ -140,7 +140,7 @@ def make_synthetic(
         n_items: items, copies included.
         n_requests: slates.
         seed: of everything.
-        copies: items of equal content, each of another seller; above 1, items get columns ``seller`` and ``campaign``.
+        copies: items of equal content, each of another seller; above 1 there are columns ``seller`` and ``campaign``.
         n_sellers: sellers that they are drawn from.
         seller_spread: standard deviation of the sellers' quality, in log-odds of a click.
 
@@ -153,8 +153,8 @@ def make_synthetic(
             raise ConfigError(f"{name}: {value} is below {least}; give a larger market")
     if copies < 1 or n_items % copies or (copies > 1 and n_sellers < copies) or not seller_spread >= 0:
         raise ConfigError(
-            f"copies {copies} of n_items {n_items} by n_sellers {n_sellers}, seller_spread {seller_spread}: copies must "
-            "divide n_items, each copy needs a seller of its own, and the spread is at least 0"
+            f"copies {copies} of n_items {n_items} by n_sellers {n_sellers}, seller_spread {seller_spread}: copies "
+            "must divide n_items, each needs a seller of its own, and the spread is at least 0"
         )
     rng = np.random.default_rng(seed)
     market, items = _make_market(n_users, n_items // copies, rng)
