@@ -97,8 +97,7 @@ class Catalog:
     ) -> tuple[Self, SidReport]:
         """Give every item a SID from fitted codebooks, and report how good they are.
 
-        With a ``hash_level``, the last code is that of its columns in ``items``, whose rows are the vectors'; items
-        of equal codes then share a SID (policy ``bucket``).
+        With a ``hash_level`` the last code comes from its columns in ``items``, and equal codes share a SID.
 
         Raises:
             ConfigError: for an unknown collision policy, or one that does not go with a hash level.
@@ -182,9 +181,8 @@ class Catalog:
     def rows_known_to(self, fingerprint: str) -> int | None:
         """Return how many leading rows the catalogue of that fingerprint has, if this is it or extends it.
 
-        What was trained on that catalogue can go on with this one: codebooks and tokens are the same, each of its
-        items keeps row and SID, and later rows are new to it. None says that this is another catalogue. The answer
-        is computed from the rows themselves, not taken from what a file claims.
+        What was trained on that catalogue can go on with this one: codebooks and tokens are the same, its items keep
+        row and SID. None says that this is another one. Computed from the rows, not taken from what a file claims.
         """
         if fingerprint == self.fingerprint:
             return self.n_items
@@ -284,7 +282,7 @@ class Catalog:
         Args:
             new_item_ids: ids that the catalogue does not have.
             new_vectors: made as the catalogue's were, fine-tuned projection included.
-            items: rows of items.parquet of the new items, where a hash level reads columns.
+            items: the new items' rows, where a hash level reads columns.
             popularity: of all items, old and new; None keeps the old ones' and gives new ones 0.
 
         Raises:
@@ -370,19 +368,14 @@ class Catalog:
 
 
 def _check_hash(catalog: Catalog) -> None:
-    level = catalog.hash_level
-    if level is None:
-        return
-    if catalog.policy != "bucket":
+    level, sizes = catalog.hash_level, catalog.codebook_sizes
+    if level is not None and catalog.policy != "bucket":
         raise ConfigError(
             f"collision '{catalog.policy}' does not go with a hash level, whose items are found again from vector "
             "and columns alone; use 'bucket': items of equal codes share a SID"
         )
-    if len(catalog.codebook_sizes) < 2 or level.size != catalog.codebook_sizes[-1]:
-        raise ConfigError(
-            f"codebooks {catalog.codebook_sizes} with a hash level of {level.size}: the hash is the last of at least "
-            "two levels"
-        )
+    if level is not None and (len(sizes) < 2 or level.size != sizes[-1]):
+        raise ConfigError(f"codebooks {sizes}, a hash of {level.size}: the hash is the last of at least two levels")
 
 
 def _fingerprint_items(item_ids: np.ndarray) -> str:
