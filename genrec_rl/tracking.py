@@ -62,6 +62,8 @@ def require_stage(
 def check_made_from(folder: str | Path, made_from: Mapping[str, str | Path], *, command: str) -> None:
     """Check that a stage read what is used with it now; a folder without a record is not checked.
 
+    What extends that which a stage read (``finish_stage``) will do in its place, with the data that it extends it to.
+
     Raises:
         ConfigError: when it was made from something else.
         DataError: when its record is damaged.
@@ -71,7 +73,8 @@ def check_made_from(folder: str | Path, made_from: Mapping[str, str | Path], *, 
     inputs = _read_record(Path(folder)).get("inputs", {})
     for name, expected in made_from.items():
         recorded = inputs.get(name)
-        if recorded is not None and recorded["key"] != _stage_digest(Path(expected)):
+        extended = {key for used in made_from.values() for key in _extends(Path(used)).get(name, ())}
+        if recorded is not None and recorded["key"] not in {_stage_digest(Path(expected)), *extended}:
             raise ConfigError(
                 f"{folder} was made from other {name} ({recorded['folder']} as it then was) than {expected}; "
                 f"pass what it was made from, or make it again with `{command} --output_dir {folder}`"
@@ -99,6 +102,21 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / STAGE_FILE} is damaged ({error}); make the stage again") from None
 
 
+def stage_record(folder: str | Path) -> dict[str, Any]:
+    """Return the record of a finished stage: ``settings``, ``inputs`` and what else ``finish_stage`` writes.
+
+    Raises:
+        DataError: when it is damaged.
+    """
+    return _read_record(Path(folder))
+
+
+def _extends(folder: Path) -> dict[str, list[str]]:
+    """Keys of the catalogues, and of their data, that a catalogue extends."""
+    record = _read_record(folder) if (folder / STAGE_FILE).is_file() else {}
+    return {"data": [], "sids": []} | record.get("extends", {})
+
+
 def stage_key(settings: Any, inputs: Mapping[str, str | Path]) -> str:
     """Digest of a stage's settings and of the stages it reads: what a later stage was made from."""
     plain = {k: v for k, v in _plain(settings).items() if k != "output_dir"}
@@ -107,9 +125,19 @@ def stage_key(settings: Any, inputs: Mapping[str, str | Path]) -> str:
 
 
 def finish_stage(
-    output_dir: str | Path, *, stage: str, settings: Any, inputs: Mapping[str, str | Path], seconds: float
+    output_dir: str | Path,
+    *,
+    stage: str,
+    settings: Any,
+    inputs: Mapping[str, str | Path],
+    seconds: float,
+    extends: str | Path | None = None,
 ) -> None:
-    """Write ``stage.json``, last of all files of a stage, so that its presence means the stage is whole."""
+    """Write ``stage.json``, last of all files of a stage, so that its presence means the stage is whole.
+
+    ``extends`` is the folder of a catalogue that this one extends: what was made from that one, and from its data,
+    may be used with this one and its data.
+    """
     record = {
         "stage": stage,
         "key": stage_key(settings, inputs),
@@ -120,6 +148,9 @@ def finish_stage(
         "versions": {name: metadata.version(name) for name in _RECORDED},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if extends is not None:
+        older, data = _extends(Path(extends)), stage_record(extends)["inputs"]["data"]["key"]
+        record["extends"] = {"sids": [*older["sids"], _stage_digest(Path(extends))], "data": [*older["data"], data]}
     path = Path(output_dir) / STAGE_FILE
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2, default=str) + "\n")

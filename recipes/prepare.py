@@ -47,6 +47,9 @@ class PrepareSettings:
     n_users: int = field(default=1_000, metadata={"help": "users of the synthetic market"})
     n_items: int = field(default=1_000, metadata={"help": "items of the synthetic market"})
     n_requests: int = field(default=20_000, metadata={"help": "requests of the synthetic market"})
+    copies: int = field(default=1, metadata={"help": "its items of equal content, each of another seller"})
+    n_sellers: int = field(default=20, metadata={"help": "sellers of copies"})
+    seller_spread: float = field(default=1.0, metadata={"help": "spread of sellers' quality, in log-odds of a click"})
     shuffle_ties: bool = field(
         default=False, metadata={"help": "events of one user and second in random order, not the source's"}
     )
@@ -61,7 +64,13 @@ def read_source(settings: PrepareSettings) -> SourceTables:
         if settings.input is not None:
             raise ConfigError(f"input: '{settings.input}' has no use, the synthetic market is made; leave it out")
         return make_synthetic(
-            n_users=settings.n_users, n_items=settings.n_items, n_requests=settings.n_requests, seed=settings.seed
+            n_users=settings.n_users,
+            n_items=settings.n_items,
+            n_requests=settings.n_requests,
+            seed=settings.seed,
+            copies=settings.copies,
+            n_sellers=settings.n_sellers,
+            seller_spread=settings.seller_spread,
         )
     if settings.input is None:
         raise ConfigError(f"source '{settings.source}' reads a folder; name it with --input PATH")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -165,16 +166,26 @@ def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBa
 def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
     """Load a policy and check that it speaks of this catalogue, in this grammar.
 
+    A catalogue that extends the policy's own will do, with a warning: tokens and known items are the same, and new
+    items, which training never named, are reached by their codes alone.
+
     Raises:
         ConfigError: when the folder holds no policy.
         DataError: when its weights are damaged, or its catalogue or grammar is another one.
     """
     folder = Path(path)
     facts = read_facts(folder)
-    if facts["catalog_fingerprint"] != catalog.fingerprint:
+    n_known = catalog.rows_known_to(facts["catalog_fingerprint"])
+    if n_known is None:
         raise DataError(
             f"{folder}: trained on catalogue {facts['catalog_fingerprint'][:12]}, given {catalog.fingerprint[:12]}; "
-            "pass the --sid_dir that the policy was trained with, or train it again"
+            "pass the --sid_dir that the policy was trained with, or one that extends it, or train it again"
+        )
+    if n_known < catalog.n_items:
+        warnings.warn(
+            f"{folder}: trained before {catalog.n_items - n_known} of the catalogue's {catalog.n_items} items were "
+            "added; it reaches them by their codes alone",
+            stacklevel=2,
         )
     try:
         loaded: Any = GenRecQwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)

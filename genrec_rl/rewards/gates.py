@@ -132,8 +132,10 @@ class EmbeddingGate(ReferenceGate):
 class SidPrefixGate(ReferenceGate):
     """s_i = longest SID prefix shared with an item of the reference set, over the number of levels.
 
+    A hash level is no level here: it says nothing of what an item is like.
+
     Args:
-        catalog: its ``codes``.
+        catalog: its ``semantic_codes``.
         tau: a number in [0, 1), 0 asking for one shared code; or ``{percentile: 5}`` (see ``fit_tau``).
         reference: what to compare with.
         n_levels: leading levels to compare (None: all), without one that only tells colliding items apart.
@@ -149,10 +151,10 @@ class SidPrefixGate(ReferenceGate):
         n_levels: int | None = None,
         examples: Sequence[Example] | None = None,
     ) -> None:
-        n_all = catalog.codes.shape[1]
+        n_all = catalog.semantic_codes.shape[1]
         if n_levels is not None and not 1 <= n_levels <= n_all:
-            raise ConfigError(f"gate: n_levels {n_levels} is outside 1 to {n_all}, the catalogue's levels")
-        self._codes: Int[np.ndarray, "n L"] = catalog.codes[:, :n_levels]
+            raise ConfigError(f"gate: n_levels {n_levels} is outside 1 to {n_all}, the catalogue's semantic levels")
+        self._codes: Int[np.ndarray, "n L"] = catalog.semantic_codes[:, :n_levels]
         super().__init__(tau=tau, reference=reference, examples=examples, tau_range=(0.0, 1.0))
 
     @override

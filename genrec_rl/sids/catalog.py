@@ -5,33 +5,28 @@ Axes: n items, L levels, D dimensions of the item vectors, K codes of a level.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self, overload
 
 import numpy as np
 import polars as pl
 import torch
 from jaxtyping import Float32, Int, Int32, Int64
-from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from genrec_rl.config import nearest
 from genrec_rl.data.store import items_fingerprint
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids import rq_kmeans
+from genrec_rl.sids.catalog_files import MANIFEST, REMEDY, read_files, write_files
 from genrec_rl.sids.collisions import POLICIES, Quantised, check_packable, is_run_start, pack
+from genrec_rl.sids.hash_level import HashLevel
 from genrec_rl.sids.quality import SidReport, bucket_sizes, measure
 from genrec_rl.sids.trie import SidTrie
 from genrec_rl.types import NO_ITEM
-
-FORMAT = 1
-MANIFEST = "catalog.json"
-FILES = ("catalog.parquet", "vectors.npy", "centroids.safetensors")
-REMEDY = "build it again with `python recipes/build_sids.py`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,15 +38,20 @@ class Catalog:
         codebook_sizes: number of codes of each level.
         item_ids: the user's ids.
         vectors: unit-norm vectors that were quantised (memory-mapped after ``load``).
-        centroids: codebook of each quantised level; one fewer than L under the policy ``extra_code``,
-            and none where the codes came from a file.
+        centroids: codebook of each quantised level; one fewer than L under the policy ``extra_code`` or with a
+            hash level, and none where the codes came from a file.
         items_fingerprint: of the item ids in order; ties the catalogue to its data set.
         popularity: positives in the training pages; a shared SID means the most popular of its items, of
             equals the first.
         policy: name of the collision policy, which new items follow too.
+        prices: of each quantised level's codes, where the codebooks are balanced.
+        hash_level: what the last code is, where it is no quantiser's. It says nothing of what an item is like, so
+            similarities of prefixes leave it out (``semantic_codes``).
+        extended_from: numbers of leading rows that were catalogues of their own, oldest first.
 
     Raises:
         DataError: for a code outside its codebook, or arrays of different lengths.
+        ConfigError: for a hash level under a policy that moves or appends codes.
     """
 
     codes: Int32[np.ndarray, "n L"]
@@ -62,6 +62,9 @@ class Catalog:
     items_fingerprint: str
     popularity: Int64[np.ndarray, " n"]
     policy: str = "reassign"
+    prices: Sequence[Float32[np.ndarray, " K"]] = ()
+    hash_level: HashLevel | None = None
+    extended_from: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.codes.ndim != 2 or self.codes.shape[1] != len(self.codebook_sizes):
@@ -70,6 +73,7 @@ class Catalog:
             if len(getattr(self, name)) != len(self.codes):
                 raise DataError(f"{len(getattr(self, name))} {name} for {len(self.codes)} items; {REMEDY}")
         check_packable(self.codebook_sizes)
+        _check_hash(self)
         is_outside = (self.codes < 0) | (self.codes >= np.asarray(self.codebook_sizes))
         if is_outside.any():
             row, level = (int(i[0]) for i in np.nonzero(is_outside))
@@ -87,17 +91,27 @@ class Catalog:
         centroids: list[Float32[np.ndarray, "K D"]],
         policy: str = "reassign",
         popularity: Int64[np.ndarray, " n"] | None = None,
+        prices: Sequence[Float32[np.ndarray, " K"]] = (),
+        hash_level: HashLevel | None = None,
+        items: pl.DataFrame | None = None,
     ) -> tuple[Self, SidReport]:
         """Give every item a SID from fitted codebooks, and report how good they are.
 
+        With a ``hash_level`` the last code comes from its columns in ``items``, and equal codes share a SID.
+
         Raises:
-            ConfigError: for an unknown collision policy.
+            ConfigError: for an unknown collision policy, or one that does not go with a hash level.
+            DataError: when a hash level has no ``items`` to read, or not as many as there are vectors.
         """
         sizes = tuple(len(book) for book in centroids)
         popularity = np.zeros(len(vectors), np.int64) if popularity is None else popularity
-        taken = np.empty((0, len(sizes)), np.int32)
-        before = rq_kmeans.encode(vectors, centroids)
-        codes = _resolve(policy, vectors, before, centroids, popularity, taken)
+        before = rq_kmeans.encode(vectors, centroids, prices)
+        if hash_level is None:
+            taken = np.empty((0, len(sizes)), np.int32)
+            codes = _resolve(policy, vectors, before, centroids, popularity, taken)
+        else:
+            codes = before = hash_level.append_to(before, items)
+            sizes = (*sizes, hash_level.size)
         if codes.shape[1] > len(sizes):
             fullest = int(bucket_sizes(before, sizes).max())
             sizes = (*sizes, 1 << fullest.bit_length())
@@ -110,9 +124,10 @@ class Catalog:
             items_fingerprint=_fingerprint_items(item_ids),
             popularity=popularity,
             policy=policy,
+            prices=prices,
+            hash_level=hash_level,
         )
-        report = measure(before, codes, codebook_sizes=sizes, policy=policy, vectors=vectors, centroids=centroids)
-        return catalog, report
+        return catalog, catalog.report(before)
 
     @classmethod
     def from_codes(
@@ -147,12 +162,46 @@ class Catalog:
         """Number of codes in a SID."""
         return len(self.codebook_sizes)
 
+    @property
+    def semantic_codes(self) -> Int32[np.ndarray, "n l"]:
+        """The codes that say what an item is like: all, but for a hash level."""
+        return self.codes if self.hash_level is None else self.codes[:, :-1]
+
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of codes, codebook sizes and ``items_fingerprint``: a policy is tied to it."""
-        digest = hashlib.sha256(f"{self.codebook_sizes} {self.items_fingerprint}".encode())
-        digest.update(np.ascontiguousarray(self.codes, dtype="<i4").tobytes())
+        """sha256 of codes, codebook sizes, ``items_fingerprint`` and hash level: a policy is tied to it."""
+        return self._fingerprint(self.items_fingerprint, self.codes)
+
+    def _fingerprint(self, items: str, codes: Int32[np.ndarray, "m L"]) -> str:
+        hashed = "" if self.hash_level is None else f" {json.dumps(asdict(self.hash_level))}"
+        digest = hashlib.sha256(f"{self.codebook_sizes} {items}{hashed}".encode())
+        digest.update(np.ascontiguousarray(codes, dtype="<i4").tobytes())
         return digest.hexdigest()
+
+    def rows_known_to(self, fingerprint: str) -> int | None:
+        """Return how many leading rows the catalogue of that fingerprint has, if this is it or extends it.
+
+        What was trained on that catalogue can go on with this one: codebooks and tokens are the same, its items keep
+        row and SID. None says that this is another one. Computed from the rows, not taken from what a file claims.
+        """
+        if fingerprint == self.fingerprint:
+            return self.n_items
+        for n in self.extended_from:
+            if fingerprint == self._fingerprint(_fingerprint_items(self.item_ids[:n]), self.codes[:n]):
+                return n
+        return None
+
+    def report(self, before: Int32[np.ndarray, "n l"] | None = None) -> SidReport:
+        """Measure the SIDs; ``before`` are the codes as they were before the collision policy, if others."""
+        return measure(
+            self.codes if before is None else before,
+            self.codes,
+            codebook_sizes=self.codebook_sizes,
+            policy=self.policy,
+            vectors=self.vectors,
+            centroids=self.centroids,
+            has_hash=self.hash_level is not None,
+        )
 
     @cached_property
     def trie(self) -> SidTrie:
@@ -192,19 +241,23 @@ class Catalog:
         places = torch.searchsorted(known, keys).clamp_(max=len(known) - 1)
         return torch.where(is_inside & (known[places] == keys), rows[places], NO_ITEM)
 
-    def assign(self, new_vectors: Float32[np.ndarray, "m D"]) -> Int32[np.ndarray, "m L"]:
+    def assign(
+        self, new_vectors: Float32[np.ndarray, "m D"], items: pl.DataFrame | None = None
+    ) -> Int32[np.ndarray, "m L"]:
         """Return SIDs for new items from the existing codebooks: the nearest that the policy leaves open.
 
         No item moves. Under ``reassign`` a new item takes the nearest free leaf of a near prefix; where
-        none is free it shares its nearest one.
+        none is free it shares its nearest one. With a hash level, ``items`` must have its columns.
 
         Raises:
-            ConfigError: when the codes came from a file and there are no codebooks.
+            ConfigError: when the codes came from a file and there are no codebooks, or a hashed column is missing.
             DataError: under ``extra_code``, when a SID has no number left.
         """
         if not self.centroids:
             raise ConfigError(f"this catalogue's codes came from a file: new items need codebooks; {REMEDY}")
-        before = rq_kmeans.encode(new_vectors, self.centroids)
+        before = rq_kmeans.encode(new_vectors, self.centroids, self.prices)
+        if self.hash_level is not None:
+            return self.hash_level.append_to(before, items)
         popularity = np.zeros(len(before), np.int64)
         codes = _resolve(self.policy, new_vectors, before, self.centroids, popularity, self.codes)
         is_full = codes[:, -1] >= self.codebook_sizes[-1]
@@ -216,8 +269,21 @@ class Catalog:
             )
         return codes
 
-    def extend(self, new_item_ids: np.ndarray, new_vectors: Float32[np.ndarray, "m D"]) -> Self:
+    def extend(
+        self,
+        new_item_ids: np.ndarray,
+        new_vectors: Float32[np.ndarray, "m D"],
+        *,
+        items: pl.DataFrame | None = None,
+        popularity: Int64[np.ndarray, " N"] | None = None,
+    ) -> Self:
         """Return a catalogue with new items behind the old ones, whose SIDs stay as they are.
+
+        Args:
+            new_item_ids: ids that the catalogue does not have.
+            new_vectors: made as the catalogue's were, fine-tuned projection included.
+            items: the new items' rows, where a hash level reads columns.
+            popularity: of all items, old and new; None keeps the old ones' and gives new ones 0.
 
         Raises:
             DataError: when an item is already in the catalogue, besides what ``assign`` raises.
@@ -226,13 +292,16 @@ class Catalog:
         if known.any():
             raise DataError(f"item {new_item_ids[known][0]} is already in the catalogue; leave it out")
         item_ids = np.concatenate([self.item_ids, new_item_ids])
+        if popularity is None:
+            popularity = np.concatenate([self.popularity, np.zeros(len(new_item_ids), np.int64)])
         return replace(
             self,
-            codes=np.concatenate([self.codes, self.assign(new_vectors)]),
+            codes=np.concatenate([self.codes, self.assign(new_vectors, items)]),
             item_ids=item_ids,
             vectors=np.concatenate([self.vectors, rq_kmeans.check_vectors(new_vectors)]),
-            popularity=np.concatenate([self.popularity, np.zeros(len(new_item_ids), np.int64)]),
+            popularity=popularity,
             items_fingerprint=_fingerprint_items(item_ids),
+            extended_from=(*self.extended_from, self.n_items),
         )
 
     def check_items(self, items_fingerprint: str) -> None:
@@ -249,26 +318,24 @@ class Catalog:
 
     def save(self, folder: str | Path) -> None:
         """Write the catalogue; ``catalog.json`` comes last and holds the sha256 of every other file."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / MANIFEST).unlink(missing_ok=True)
         levels = {f"code_{level}": self.codes[:, level] for level in range(self.n_levels)}
-        table = pl.DataFrame({"item_id": self.item_ids, **levels, "popularity": self.popularity})
-        table.write_parquet(folder / FILES[0])
-        np.save(folder / FILES[1], np.asarray(self.vectors, np.float32), allow_pickle=False)
-        save_file({f"level_{i}": book for i, book in enumerate(self.centroids)}, folder / FILES[2])
-        manifest = {
-            "format": FORMAT,
+        books = {f"level_{i}": book for i, book in enumerate(self.centroids)}
+        facts = {
             "policy": self.policy,
             "codebook_sizes": list(self.codebook_sizes),
             "items_fingerprint": self.items_fingerprint,
+            "hash_level": None if self.hash_level is None else asdict(self.hash_level),
+            "semantic_levels": self.semantic_codes.shape[1],
+            "extended_from": list(self.extended_from),
             "fingerprint": self.fingerprint,
-            "sha256": {name: _sha256(folder / name) for name in FILES},
-            "versions": {name: version(name) for name in ("genrec-rl", "faiss-cpu", "numpy")},
         }
-        part = folder / f"{MANIFEST}.part"
-        part.write_text(json.dumps(manifest, indent=2) + "\n")
-        part.replace(folder / MANIFEST)
+        write_files(
+            Path(folder),
+            table=pl.DataFrame({"item_id": self.item_ids, **levels, "popularity": self.popularity}),
+            vectors=self.vectors,
+            books=books | {f"price_{i}": price for i, price in enumerate(self.prices)},
+            facts=facts,
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -277,29 +344,38 @@ class Catalog:
         Raises:
             DataError: naming the file that is missing, truncated or changed.
         """
-        folder = Path(folder)
-        manifest = _read_manifest(folder)
-        for name in FILES:
-            _check_file(folder / name, manifest["sha256"].get(name))
-        table = pl.read_parquet(folder / FILES[0])
-        sizes = tuple(manifest["codebook_sizes"])
-        books = load_file(folder / FILES[2])
+        files = read_files(Path(folder))
+        facts, table, sizes = files.facts, files.table, tuple(files.facts["codebook_sizes"])
         catalog = cls(
             codes=table.select(f"code_{level}" for level in range(len(sizes))).to_numpy().astype(np.int32),
             codebook_sizes=sizes,
             item_ids=table["item_id"].to_numpy(),
-            vectors=np.load(folder / FILES[1], mmap_mode="r", allow_pickle=False),
-            centroids=[books[f"level_{level}"] for level in range(len(books))],
-            items_fingerprint=manifest["items_fingerprint"],
+            vectors=files.vectors,
+            centroids=files.books_named("level"),
+            items_fingerprint=facts["items_fingerprint"],
             popularity=table["popularity"].to_numpy(),
-            policy=manifest["policy"],
+            policy=facts["policy"],
+            prices=files.books_named("price"),
+            hash_level=HashLevel.from_dict(facts.get("hash_level")),
+            extended_from=tuple(facts.get("extended_from", ())),
         )
-        if catalog.fingerprint != manifest["fingerprint"]:
+        if catalog.fingerprint != facts["fingerprint"]:
             raise DataError(
-                f"{folder / MANIFEST}: fingerprint {manifest['fingerprint'][:16]} does not match the codes "
+                f"{Path(folder) / MANIFEST}: fingerprint {facts['fingerprint'][:16]} does not match the codes "
                 f"({catalog.fingerprint[:16]}), the file was changed; {REMEDY}"
             )
         return catalog
+
+
+def _check_hash(catalog: Catalog) -> None:
+    level, sizes = catalog.hash_level, catalog.codebook_sizes
+    if level is not None and catalog.policy != "bucket":
+        raise ConfigError(
+            f"collision '{catalog.policy}' does not go with a hash level, whose items are found again from vector "
+            "and columns alone; use 'bucket': items of equal codes share a SID"
+        )
+    if level is not None and (len(sizes) < 2 or level.size != sizes[-1]):
+        raise ConfigError(f"codebooks {sizes}, a hash of {level.size}: the hash is the last of at least two levels")
 
 
 def _fingerprint_items(item_ids: np.ndarray) -> str:
@@ -320,32 +396,3 @@ def _resolve(
         )
     items = Quantised(codes=codes, vectors=vectors, centroids=centroids, popularity=popularity, taken=taken)
     return POLICIES[policy](items)
-
-
-def _read_manifest(folder: Path) -> Mapping[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise DataError(f"{path} is missing: no finished catalogue lies in {folder}; {REMEDY}")
-    try:
-        manifest = json.loads(path.read_text())
-    except ValueError:
-        raise DataError(f"{path} is not valid JSON, it was truncated or changed; {REMEDY}") from None
-    expected = {"format", "policy", "codebook_sizes", "items_fingerprint", "fingerprint", "sha256"}
-    if not isinstance(manifest, dict) or not expected <= manifest.keys() or manifest["format"] != FORMAT:
-        raise DataError(f"{path} is not a catalogue of format {FORMAT}; {REMEDY}")
-    return manifest
-
-
-def _check_file(path: Path, expected: str | None) -> None:
-    if not path.is_file():
-        raise DataError(f"{path} is missing; {REMEDY}")
-    found = _sha256(path)
-    if found != expected:
-        raise DataError(
-            f"{path} was truncated or changed: sha256 {found[:16]}, {MANIFEST} says {str(expected)[:16]}; {REMEDY}"
-        )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,13 +2,15 @@
 
 OneRec's item-to-item loss (METHODS section 5, L_I2I) on a small build: frozen item vectors, a residual two-layer
 projection, and pairs of items that one user clicked or ordered on the same or on neighbouring TRAINING pages.
+``pairs: swing`` takes GR4AD's pairs and loss in their place (``sids/swing.py``).
 
 Axes: N positives of the training pages, B pairs of a batch, n items, D dimensions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Self
+from typing import Literal, Protocol, Self
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, normalize
 
+from genrec_rl.config import nearest
 from genrec_rl.data.pages import PageTable
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.types import Action
@@ -34,12 +37,47 @@ class CollaborativeSettings:
     hidden: int = field(default=256, metadata={"help": "width of the projection"})
     temperature: float = field(default=0.1, metadata={"help": "tau of the contrastive loss"})
     learning_rate: float = field(default=3e-3, metadata={"help": "AdamW's"})
+    pairs: Literal["pages", "swing"] = field(
+        default="pages", metadata={"help": "same or neighbouring page, in-batch loss | Swing, multi-positive InfoNCE"}
+    )
+    swing_alpha: float = field(default=1.0, metadata={"help": "swing: added to the items that two users share"})
+    swing_users: int = field(default=500, metadata={"help": "swing: users of an item that count, others by chance"})
+    swing_partners: int = field(default=20, metadata={"help": "swing: partners of an item, those of largest weight"})
 
     def __post_init__(self) -> None:
+        if self.pairs not in ("pages", "swing"):
+            raise ConfigError(
+                f"pairs '{self.pairs}' is none of pages, swing{nearest(self.pairs, ('pages', 'swing'))}"
+            )
         for setting in fields(self):
             value = getattr(self, setting.name)
-            if value <= 0:
+            if setting.name != "pairs" and not value > 0:
                 raise ConfigError(f"{setting.name} is {value}; co-click fine-tuning needs it above 0")
+
+
+class Pairs(Protocol):
+    """Pairs of items to learn from, and the loss that goes with them."""
+
+    @property
+    def n_pairs(self) -> int:
+        """How many pairs an epoch draws."""
+        ...
+
+    def relation(self, n_items: int) -> csr_matrix:
+        """Return the symmetric (n, n) relation "the same item, or partners somewhere"."""
+        ...
+
+    def batch_loss(
+        self,
+        vectors_of: Callable[[Int64[np.ndarray, " B"]], Float[Tensor, "B D"]],
+        relation: csr_matrix,
+        *,
+        batch_size: int,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> Float[Tensor, ""]:
+        """Draw a batch of pairs and return its loss on the unit vectors that ``vectors_of`` gives to rows."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +91,29 @@ class CoClicks:
     items: Int64[np.ndarray, " N"]
     low: Int64[np.ndarray, " N"]
     high: Int64[np.ndarray, " N"]
+
+    @property
+    def n_pairs(self) -> int:
+        """As many pairs as positives."""
+        return len(self.items)
+
+    def batch_loss(
+        self,
+        vectors_of: Callable[[Int64[np.ndarray, " B"]], Float[Tensor, "B D"]],
+        relation: csr_matrix,
+        *,
+        batch_size: int,
+        temperature: float,
+        rng: np.random.Generator,
+    ) -> Float[Tensor, ""]:
+        """Return ``symmetric_info_nce`` of drawn pairs."""
+        anchors, partners = self.sample(batch_size, rng).T
+        return symmetric_info_nce(
+            vectors_of(anchors),
+            vectors_of(partners),
+            is_related_BB=torch.from_numpy(relation[anchors][:, partners].toarray()),
+            temperature=temperature,
+        )
 
     def sample(self, n_pairs: int, rng: np.random.Generator) -> Int64[np.ndarray, "B 2"]:
         """Draw pairs: a positive that has a partner, uniformly, then one of its partners, uniformly."""
@@ -171,30 +232,30 @@ def symmetric_info_nce(
 
 def fine_tune(
     vectors: Float32[np.ndarray, "n D"],
-    clicks: CoClicks,
+    pairs: Pairs,
     *,
     settings: CollaborativeSettings,
     seed: int,
 ) -> tuple[ResidualProjection, list[float]]:
-    """Train a projection of the vectors; also return the mean loss of each epoch, which draws about N pairs.
+    """Train a projection of the vectors; also return the mean loss of each epoch, about ``pairs.n_pairs`` pairs.
 
     Raises:
         DataError: when the loss is not finite.
     """
     rng = np.random.default_rng(seed)
-    relation = clicks.relation(len(vectors))
+    relation = pairs.relation(len(vectors))
     source = torch.from_numpy(np.array(vectors, np.float32))
     projection = ResidualProjection(source.shape[1], settings.hidden, seed=seed)
     optimizer = torch.optim.AdamW(projection.parameters(), lr=settings.learning_rate)
-    steps = max(1, round(len(clicks.items) / settings.batch_size))
+    steps = max(1, round(pairs.n_pairs / settings.batch_size))
     losses: list[float] = []
     for step in track(range(settings.epochs * steps), "co-clicked pairs", transient=True):
-        anchors, partners = clicks.sample(settings.batch_size, rng).T
-        loss = symmetric_info_nce(
-            projection(source[anchors]),
-            projection(source[partners]),
-            is_related_BB=torch.from_numpy(relation[anchors][:, partners].toarray()),
+        loss = pairs.batch_loss(
+            lambda rows: projection(source[rows]),
+            relation,
+            batch_size=settings.batch_size,
             temperature=settings.temperature,
+            rng=rng,
         )
         optimizer.zero_grad()
         loss.backward()

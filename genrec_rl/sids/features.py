@@ -120,34 +120,54 @@ def load_encoder(encoder: str | Mapping[str, Any], *, trusted_packages: Sequence
     return load_component(block, expected=TextEncoder, key="encoder", trusted_packages=trusted_packages)
 
 
-def item_texts(items: pl.DataFrame, *, template: str | None = None) -> list[str]:
+def item_texts(
+    items: pl.DataFrame, *, template: str | None = None, form_templates: Mapping[str, str] | None = None
+) -> list[str]:
     """Fill a template such as ``{title} {category}`` for every item.
 
     A list column is joined with spaces and a null is empty. Without a template the text is the title and, where
     the table has one, the category.
 
+    Args:
+        items: rows of items.parquet.
+        template: of all items, or of those whose form has none of its own.
+        form_templates: by value of the column ``form``, such as the instruction for a live stream (GR4AD's UAE).
+
     Raises:
-        ConfigError: for a field that is no column (the nearest is offered), or a template without fields.
+        ConfigError: for a field that is no column (the nearest is offered), a template without fields, or templates
+            of forms that no item has.
     """
-    default = "{title} {category}" if "category" in items.columns else "{title}"
+    default = template or ("{title} {category}" if "category" in items.columns else "{title}")
+    text = _fill(items, default, key="text_template")
+    if form_templates:
+        if "form" not in items.columns:
+            raise ConfigError("form_templates: items have no column 'form'; add it, or use text_template")
+        form = items["form"].cast(pl.String)
+        for name, of_form in form_templates.items():
+            if name not in (known := form.unique().drop_nulls().to_list()):
+                raise ConfigError(f"form_templates: no item is of form '{name}'{nearest(name, known)}")
+            filled = _fill(items, of_form, key=f"form_templates.{name}")
+            text = pl.when(form == name).then(filled).otherwise(text)
+    return items.select(text.str.strip_chars().alias("text"))["text"].to_list()
+
+
+def _fill(items: pl.DataFrame, template: str, *, key: str) -> pl.Expr:
     try:
-        pieces = list(string.Formatter().parse(template or default))
-    except ValueError as error:
-        raise ConfigError(
-            f"text_template: '{template}' cannot be read ({error}); write fields as {{title}}"
-        ) from None
+        pieces = list(string.Formatter().parse(template))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{key}: '{template}' cannot be read ({error}); write fields as {{title}}") from None
     names = [name for _, name, _, _ in pieces if name is not None]
     for name in names:
         if name not in items.columns:
-            raise ConfigError(f"text_template: '{name}' is no column of items{nearest(name, items.columns)}")
+            raise ConfigError(f"{key}: '{name}' is no column of items{nearest(name, items.columns)}")
     if not names:
-        raise ConfigError(f"text_template: '{template}' names no column; write one as {{title}}")
+        raise ConfigError(f"{key}: '{template}' names no column; write one as {{title}}")
     parts = [
         part
         for literal, name, _, _ in pieces
         for part in (pl.lit(literal), *([] if name is None else [_as_text(name, items.schema[name])]))
     ]
-    return items.select(pl.concat_str(parts).str.strip_chars().alias("text"))["text"].to_list()
+    return pl.concat_str(parts)
 
 
 def _as_text(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -162,6 +182,7 @@ def item_vectors(
     *,
     encoder: str | Mapping[str, Any] = "wordllama",
     template: str | None = None,
+    form_templates: Mapping[str, str] | None = None,
     cache_dir: str | Path | None = None,
     trusted_packages: Sequence[str] = (),
 ) -> Float32[np.ndarray, "n D"]:
@@ -175,7 +196,7 @@ def item_vectors(
     """
     if "embedding" in items.columns:
         return to_unit(np.stack(items["embedding"].to_list()))
-    texts = item_texts(items, template=template)
+    texts = item_texts(items, template=template, form_templates=form_templates)
     model = load_encoder(encoder, trusted_packages=trusted_packages)
     if cache_dir is None:
         return to_unit(_encode(model, texts))

@@ -20,6 +20,7 @@ from genrec_rl.sids.rq_kmeans import decode, relative_error
 class LevelReport:
     """One level: how evenly its codes are used, and how many items its prefix cannot tell apart.
 
+    ``kind`` is ``code``, of a quantiser, a file or a numbering, or ``hash``, which is not semantic.
     ``utilisation`` is the share of codes that hold an item, ``entropy`` is in bits (at most log2 of the size)
     and ``perplexity`` is 2 to its power. ``shared_before`` and ``shared_after`` are the shares of items whose
     prefix up to this level belongs to another item too, before and after the collision policy.
@@ -31,15 +32,16 @@ class LevelReport:
     perplexity: float
     shared_before: float
     shared_after: float
+    kind: str = "code"
 
 
 @dataclass(frozen=True, slots=True)
 class SidReport:
     """Quality of a catalogue's semantic ids (METHODS sections 1.1 and 5).
 
-    cpr: compression = items / distinct SIDs; 1 is best.
-    col: collisions = share of items in a SID that another item has too; before and after the policy.
-    util: distinct SIDs / product of the codebook sizes.
+    cpr: compression, Cpr = items / distinct SIDs; 1 is best.
+    col: collisions, Col = share of items in a SID that another item has too; before and after the policy.
+    util: Util = distinct SIDs / product of the codebook sizes; the table prints it per mille, as GR4AD does.
     error: sum ||x - decoded||^2 / sum ||x||^2, before and after the policy; null for codes without codebooks.
     gini: of the number of items per distinct SID; 0 when all are unique.
     overfull_prefixes: prefixes that hold more items than the last codebook has codes, where uniqueness is
@@ -69,7 +71,8 @@ class SidReport:
         """Return what a tracker logs: the scalars, and each level's use and collisions."""
         scalars = {k: float(v) for k, v in asdict(self).items() if isinstance(v, int | float)}
         for number, level in enumerate(self.levels, start=1):
-            scalars |= {f"level_{number}/{name}": float(value) for name, value in asdict(level).items()}
+            measured = {name: float(value) for name, value in asdict(level).items() if name != "kind"}
+            scalars |= {f"level_{number}/{name}": value for name, value in measured.items()}
         return scalars
 
     def table(self) -> Table:
@@ -80,7 +83,7 @@ class SidReport:
             table.add_column(name, justify="right")
         for number, level in enumerate(self.levels, start=1):
             table.add_row(
-                f"{number}/{n_levels}",
+                f"{number}/{n_levels}" + " hash" * (level.kind == "hash"),
                 f"{level.size:,}",
                 f"{level.utilisation:.1%}",
                 f"{level.entropy:.2f} bit",
@@ -92,13 +95,12 @@ class SidReport:
 
     def _caption(self) -> str:
         lines = [
-            f"in a shared SID {self.col_before:.2%} -> {self.col_after:.2%}, {self.n_moved:,} items moved, "
-            f"largest bucket {self.largest_bucket}, Cpr {self.cpr:.3f}, Util {self.util:.2g}, "
-            f"Gini {self.gini:.3f}"
+            f"Cpr {self.cpr:.3f}, Col {self.col_before:.2%} -> {self.col_after:.2%}, Util {1000 * self.util:.2g} per "
+            f"mille, {self.n_moved:,} items moved, largest bucket {self.largest_bucket}, Gini {self.gini:.3f}"
         ]
         if self.error_before is not None and self.error_after is not None:
             lines.append(f"relative reconstruction error {self.error_before:.4f} -> {self.error_after:.4f}")
-        if self.overfull_prefixes:
+        if self.overfull_prefixes and self.levels[-1].kind == "code":
             worst, count = self.overfull_prefixes[0]
             lines.append(
                 f"{len(self.overfull_prefixes)} prefixes hold more items than the last level has codes "
@@ -115,8 +117,12 @@ def measure(
     policy: str,
     vectors: Float32[np.ndarray, "n D"] | None = None,
     centroids: Sequence[Float32[np.ndarray, "K D"]] = (),
+    has_hash: bool = False,
 ) -> SidReport:
-    """Compare the codes before and after a collision policy; the latter may have one level more."""
+    """Compare the codes before and after a collision policy; the latter may have one level more.
+
+    ``has_hash`` says that the last level is a hash, which carries no vector: the error is that of the levels before.
+    """
     sizes, n_quantised = tuple(codebook_sizes), before.shape[1]
     buckets = bucket_sizes(after, sizes)
     errors = [
@@ -127,7 +133,10 @@ def measure(
         n_items=len(after),
         policy=policy,
         levels=tuple(
-            _measure_level(before[:, : level + 1], after[:, : level + 1], sizes) for level in range(len(sizes))
+            _measure_level(
+                before[:, : level + 1], after[:, : level + 1], sizes, is_hash=has_hash and level + 1 == len(sizes)
+            )
+            for level in range(len(sizes))
         ),
         distinct_sids=len(buckets),
         n_moved=int((before != after[:, :n_quantised]).any(axis=1).sum()),
@@ -168,7 +177,7 @@ def gini(counts: Int64[np.ndarray, " b"]) -> float:
 
 
 def _measure_level(
-    before: Int32[np.ndarray, "n l"], after: Int32[np.ndarray, "n l"], sizes: tuple[int, ...]
+    before: Int32[np.ndarray, "n l"], after: Int32[np.ndarray, "n l"], sizes: tuple[int, ...], *, is_hash: bool
 ) -> LevelReport:
     counts = np.bincount(after[:, -1], minlength=sizes[after.shape[1] - 1])
     entropy = entropy_bits(counts)
@@ -179,6 +188,7 @@ def _measure_level(
         perplexity=2.0**entropy,
         shared_before=shared_share(before, sizes[: before.shape[1]]),
         shared_after=shared_share(after, sizes[: after.shape[1]]),
+        kind="hash" if is_hash else "code",
     )
 
 

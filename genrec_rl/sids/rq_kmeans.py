@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import faiss
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float, Float32, Int32
 
 from genrec_rl.errors import ConfigError, DataError
 
@@ -32,6 +32,16 @@ def default_codebook_sizes(n_items: int, *, n_levels: int = 3) -> tuple[int, ...
     size = 1 << (wanted - 1).bit_length()
     largest = 1 << (n_items.bit_length() - 1)
     return (min(size, largest, MAX_CODEBOOK_SIZE),) * n_levels
+
+
+def multi_resolution_sizes(n_items: int) -> tuple[int, ...]:
+    """Choose 4K, K and K/4 with the default's K: GR4AD's 16384, 4096, 1024 in proportion, as many SIDs as K, K, K.
+
+    1,682 items give 256, 64, 16 and 12,101 give 1024, 256, 64; never more codes than items, never fewer than two.
+    """
+    size = default_codebook_sizes(n_items)[0]
+    largest = 1 << (n_items.bit_length() - 1)
+    return min(4 * size, largest), size, max(size // 4, min(2, largest))
 
 
 def fit(
@@ -57,11 +67,11 @@ def fit(
         ConfigError: for a codebook that is empty or larger than the number of items.
         DataError: for vectors that are not a finite matrix.
     """
-    _check_sizes(codebook_sizes, n_items=len(vectors))
+    check_sizes(codebook_sizes, n_items=len(vectors))
     residuals = check_vectors(vectors).copy()
     centroids: list[Float32[np.ndarray, "K D"]] = []
     for level, size in enumerate(codebook_sizes):
-        book = _fit_level(residuals, size, seed + level, niter, max_points_per_centroid)
+        book = fit_level(residuals, size, seed=seed + level, niter=niter, max_points=max_points_per_centroid)
         residuals -= book[nearest_codes(residuals, book)]
         centroids.append(book)
         if on_level is not None:
@@ -70,13 +80,18 @@ def fit(
 
 
 def encode(
-    vectors: Float32[np.ndarray, "n D"], centroids: Sequence[Float32[np.ndarray, "K D"]]
+    vectors: Float32[np.ndarray, "n D"],
+    centroids: Sequence[Float32[np.ndarray, "K D"]],
+    prices: Sequence[Float32[np.ndarray, " K"]] = (),
 ) -> Int32[np.ndarray, "n L"]:
-    """Give each vector, level by level, the code of the centroid nearest to its residual."""
+    """Give each vector, level by level, the code of the centroid nearest to its residual, its price added.
+
+    ``prices`` are those of ``balanced.fit``; none means that all codes are free.
+    """
     residuals = check_vectors(vectors).copy()
     codes = np.empty((len(residuals), len(centroids)), np.int32)
     for level, book in enumerate(centroids):
-        codes[:, level] = nearest_codes(residuals, book)
+        codes[:, level] = nearest_codes(residuals, book, prices[level] if len(prices) else None)
         residuals -= book[codes[:, level]]
     return codes
 
@@ -96,9 +111,21 @@ def relative_error(vectors: Float32[np.ndarray, "n D"], decoded: Float32[np.ndar
     return float(np.square(vectors - decoded).sum() / np.square(vectors).sum())
 
 
-def nearest_codes(points: Float32[np.ndarray, "n D"], book: Float32[np.ndarray, "K D"]) -> Int32[np.ndarray, " n"]:
-    """Return the index of each point's nearest centroid (exact search)."""
-    return nearest(points, book)[1]
+def nearest_codes(
+    points: Float32[np.ndarray, "n D"],
+    book: Float32[np.ndarray, "K D"],
+    prices: Float32[np.ndarray, " K"] | None = None,
+) -> Int32[np.ndarray, " n"]:
+    """Return the index k of the smallest ||x - c_k||^2 + price_k of each point x (exact search)."""
+    return nearest(*(points, book) if prices is None else priced(points, book, prices))[1]
+
+
+def priced(
+    points: Float32[np.ndarray, "n D"], book: Float32[np.ndarray, "K D"], prices: Float[np.ndarray, " K"]
+) -> tuple[Float32[np.ndarray, "n D+1"], Float32[np.ndarray, "K D+1"]]:
+    """Make prices distances along one dimension more, in which all points are 0 and c_k is sqrt(price_k)."""
+    heights = np.sqrt(prices, dtype=np.float32, casting="same_kind")
+    return np.column_stack([points, np.zeros(len(points), np.float32)]), np.column_stack([book, heights])
 
 
 def nearest(
@@ -125,7 +152,12 @@ def check_vectors(vectors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n
     return vectors
 
 
-def _check_sizes(codebook_sizes: Sequence[int], *, n_items: int) -> None:
+def check_sizes(codebook_sizes: Sequence[int], *, n_items: int) -> None:
+    """Refuse codebooks that cannot be fitted.
+
+    Raises:
+        ConfigError: for none, or one that is empty or larger than the number of items.
+    """
     for level, size in enumerate(codebook_sizes):
         if not 1 <= size <= n_items:
             raise ConfigError(
@@ -136,9 +168,10 @@ def _check_sizes(codebook_sizes: Sequence[int], *, n_items: int) -> None:
         raise ConfigError("codebook_sizes is empty; give one size a level, such as 256 256 256")
 
 
-def _fit_level(
-    points: Float32[np.ndarray, "n D"], size: int, seed: int, niter: int, max_points: int
+def fit_level(
+    points: Float32[np.ndarray, "n D"], size: int, *, seed: int, niter: int, max_points: int
 ) -> Float32[np.ndarray, "K D"]:
+    """Fit one codebook; every code owns a point, where there are enough distinct ones."""
     kmeans = faiss.Kmeans(
         points.shape[1],
         size,

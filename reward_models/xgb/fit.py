@@ -84,7 +84,7 @@ def fit_xgb(
     for name, part in (("taught", taught), ("tuning", tuning)):
         if len(np.unique(part.labels_PG[part.is_real_PG])) < 2:
             raise DataError(f"XGB: {part.is_real_PG.sum()} {name} candidates lack a positive or a negative")
-    items = ItemTables(catalog.codes, np.asarray(catalog.vectors, np.float32), categories, attributes)
+    items = ItemTables(catalog.semantic_codes, np.asarray(catalog.vectors, np.float32), categories, attributes)
     counts = LogCounts.fit(pages, n_items=len(categories))
     learnt = taught.rows_PG[taught.is_real_PG]
     extras = Extras(scorer, KnownNames.of(items, learnt) if settings.named_columns else None)

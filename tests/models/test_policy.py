@@ -10,6 +10,8 @@ from genrec_rl.data.values import ValueBuckets
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.models.policy import BackboneSize, create_policy, fingerprint_policy, load_policy
 from genrec_rl.models.prompts import PromptGrammar
+from genrec_rl.sids import rq_kmeans
+from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.vocab import SidVocab
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 
@@ -187,3 +189,17 @@ def test_fingerprint_is_of_weights_and_configuration(policy, tmp_path):
     )
     assert same == copy
     assert len({same, weights, config}) == 3
+
+
+def test_extended_catalogue_is_taken_with_a_warning(tmp_path):
+    vectors = make_catalog().vectors
+    centroids = rq_kmeans.fit(vectors, codebook_sizes=(4, 4, 4), seed=0, niter=2)
+    catalog = Catalog.build(vectors, item_ids=np.arange(12), centroids=centroids)[0]
+    make_policy(catalog).save_pretrained(tmp_path)
+    longer = catalog.extend(np.array([12, 13]), vectors[:2])
+    with pytest.warns(UserWarning, match="before 2 of the catalogue's 14 items were added"):
+        policy = load_policy(tmp_path, catalog=longer)
+    assert policy.prompts.answer(np.array([13])).shape == (3,)
+    other = Catalog.build(vectors[:, ::-1], item_ids=np.arange(12), centroids=centroids)[0]
+    with pytest.raises(DataError, match="or one that extends it"):
+        load_policy(tmp_path, catalog=other.extend(np.array([12]), vectors[:1]))

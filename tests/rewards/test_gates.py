@@ -15,6 +15,7 @@ ANGLES = np.radians([0, 60, 90, 180])
 CATALOG = SimpleNamespace(
     vectors=np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1).astype(np.float32),
     codes=np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=np.int32),
+    semantic_codes=np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=np.int32),
 )
 ALL = np.array([[0, 1, 2, 3]])
 
@@ -176,3 +177,11 @@ def test_a_yaml_block_builds_a_gate():
         provided={"catalog": CATALOG, "examples": PAGES},
     )
     assert gate.tau == fit_tau(gate, PAGES, percentile=5)
+
+
+def test_a_hash_level_is_no_prefix():
+    codes = np.array([[0, 0, 5], [0, 0, 7], [0, 1, 5], [1, 0, 5]], dtype=np.int32)
+    catalog = SimpleNamespace(codes=codes, semantic_codes=codes[:, :2])
+    np.testing.assert_allclose(SidPrefixGate(catalog).similarity([context(0)], ALL, None), [[1, 1, 0.5, 0]])
+    with pytest.raises(ConfigError, match="n_levels 3 is outside 1 to 2, the catalogue's semantic levels"):
+        SidPrefixGate(catalog, n_levels=3)

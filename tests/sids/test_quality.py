@@ -89,3 +89,19 @@ def test_table_shows_a_row_for_each_level():
     assert "1/2" in text
     assert "2/2" in text
     assert "4 items, 4 distinct SIDs (reassign)" in text
+
+
+def test_numbers_of_the_papers_table_for_six_items():
+    # three items share 0-0, two share 0-1, one has 1-3: Cpr 6 / 3, Col 5 / 6, Util 3 / 8
+    codes = np.array([[0, 0], [0, 0], [0, 0], [0, 1], [0, 1], [1, 3]], np.int32)
+    found = report(before=codes, after=codes)
+    assert (found.cpr, found.col_after, found.util) == (2.0, pytest.approx(5 / 6), pytest.approx(3 / 8))
+
+
+def test_hash_level_is_named_and_carries_no_error():
+    centroids = [np.array([[1], [2]], np.float32)]
+    vectors = np.array([[1], [1], [1], [2]], np.float32)
+    found = report(after=BEFORE, vectors=vectors, centroids=centroids, has_hash=True)
+    assert [level.kind for level in found.levels] == ["code", "hash"]
+    assert found.error_after == 0.0
+    assert "level_2/kind" not in found.numbers()

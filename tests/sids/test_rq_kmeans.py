@@ -149,3 +149,17 @@ def test_nan_vector_names_its_row():
     vectors[3, 1] = np.nan
     with pytest.raises(DataError, match="row 3 is not finite"):
         rq_kmeans.fit(vectors, codebook_sizes=(2,), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("n_items", "sizes"), [(1, (1, 1, 1)), (2, (2, 2, 2)), (12101, (1024, 256, 64)), (10**9, (32768, 8192, 2048))]
+)
+def test_multi_resolution_has_the_capacity_of_the_default(n_items, sizes):
+    assert rq_kmeans.multi_resolution_sizes(n_items) == sizes
+
+
+def test_a_price_makes_a_code_that_much_farther():
+    points, book = np.array([[0.4], [0.6]], np.float32), np.array([[0.0], [1.0]], np.float32)
+    assert rq_kmeans.nearest_codes(points, book).tolist() == [0, 1]
+    assert rq_kmeans.nearest_codes(points, book, np.array([0.25, 0], np.float32)).tolist() == [1, 1]
+    assert rq_kmeans.encode(points, [book], [np.array([0.15, 0], np.float32)]).tolist() == [[0], [1]]

@@ -5,10 +5,13 @@ affinity and chance; a slot is examined with a probability that falls with its p
 clicked with the user's TRUE PREFERENCE. Since that preference can be recomputed for any user, item and second,
 reward hacking can be measured exactly (EVALUATION: gold@K).
 
+With ``copies`` above 1 several sellers offer an item of the same title, and so the same vector, at prices and of a
+quality of their own, regularly or in a sale: what UA-SID's hash level tells apart and text does not.
+
     U   users        I   items        D   latent axes        C   requests of a chunk        K   slots of a slate
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -41,6 +44,7 @@ AXES = (
     ("wooden", "metal"), ("vintage", "modern"), ("soft", "rugged"), ("bright", "dark"),
     ("large", "compact"), ("luxury", "budget"), ("quiet", "loud"), ("floral", "plain"),
 )  # fmt: skip
+CAMPAIGNS = {"regular": 0.0, "sale": -0.7}  # added to the logarithm of the price
 BRANDS = ("Acorn", "Borealis", "Cobalt", "Dune", "Ember", "Fjord", "Granite", "Harbor", "Indigo", "Juniper")
 
 
@@ -49,7 +53,8 @@ class Market:
     """The truth of a synthetic market. Rows of items are catalogue rows; ``user_ids`` are sorted.
 
     ``interest_starts`` and ``interest_ends`` are users' latent vectors at the first and last second;
-    ``affordability`` falls with the price, in (0, 1).
+    ``affordability`` falls with the price, in (0, 1). ``quality`` is what an item's seller adds to its click's
+    log-odds, None where nobody sells copies.
     """
 
     user_ids: Shaped[np.ndarray, " U"]
@@ -58,6 +63,7 @@ class Market:
     item_vectors: Float[np.ndarray, "I D"]
     popularity: Float[np.ndarray, " I"]
     affordability: Float[np.ndarray, " I"]
+    quality: Float[np.ndarray, " I"] | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -68,7 +74,8 @@ class Market:
         """
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(**{name: arrays[name] for name in cls.names()})
+                names = [name for name in cls.names() if name != "quality" or name in arrays]
+                return cls(**{name: arrays[name] for name in names})
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
                 f"{path}: no synthetic market's truth ({error}); make it with recipes/prepare.py --source synthetic"
@@ -76,7 +83,7 @@ class Market:
 
     @classmethod
     def names(cls) -> list[str]:
-        """Names of the arrays in ``truth.npz``."""
+        """Names of the arrays in ``truth.npz``; ``quality`` is there where copies are sold."""
         return [f.name for f in fields(cls)]
 
     def true_preference(
@@ -102,9 +109,12 @@ class Market:
     def preference_of_rows(
         self, user_rows: Int[np.ndarray, "..."], items: Int[np.ndarray, "..."], times: Int[np.ndarray, "..."]
     ) -> Float[np.ndarray, "..."]:
-        """Return sigmoid(SHARPNESS * (cosine of interest and item - THRESHOLD))."""
+        """Return sigmoid(SHARPNESS * (cosine of interest and item - THRESHOLD) + quality)."""
         affinity = (self.interests(user_rows, times) * self.item_vectors[items]).sum(axis=-1)
-        return 1 / (1 + np.exp(-SHARPNESS * (affinity - THRESHOLD)))
+        log_odds = SHARPNESS * (affinity - THRESHOLD)
+        if self.quality is not None:
+            log_odds = log_odds + self.quality[items]
+        return 1 / (1 + np.exp(-log_odds))
 
     def interests(
         self, user_rows: Int[np.ndarray, "..."], times: Int[np.ndarray, "..."]
@@ -114,18 +124,43 @@ class Market:
         return _unit((1 - passed) * self.interest_starts[user_rows] + passed * self.interest_ends[user_rows])
 
 
-def make_synthetic(*, n_users: int, n_items: int, n_requests: int, seed: int) -> SourceTables:
+def make_synthetic(
+    *,
+    n_users: int,
+    n_items: int,
+    n_requests: int,
+    seed: int,
+    copies: int = 1,
+    n_sellers: int = 20,
+    seller_spread: float = 1.0,
+) -> SourceTables:
     """Make a market and let its users meet ``n_requests`` slates of ten items over thirty days.
 
+    Args:
+        n_users: users.
+        n_items: items, copies included.
+        n_requests: slates.
+        seed: of everything.
+        copies: items of equal content, each of another seller; above 1 there are columns ``seller`` and ``campaign``.
+        n_sellers: sellers that they are drawn from.
+        seller_spread: standard deviation of the sellers' quality, in log-odds of a click.
+
     Raises:
-        ConfigError: when a size is too small for a market.
+        ConfigError: when a size is too small for a market, or copies do not divide the items or exceed the sellers.
     """
     limits = {"n_users": (n_users, 1), "n_items": (n_items, SLATE), "n_requests": (n_requests, 1)}
     for name, (value, least) in limits.items():
         if value < least:
             raise ConfigError(f"{name}: {value} is below {least}; give a larger market")
+    if copies < 1 or n_items % copies or (copies > 1 and n_sellers < copies) or not seller_spread >= 0:
+        raise ConfigError(
+            f"copies {copies} of n_items {n_items} by n_sellers {n_sellers}, seller_spread {seller_spread}: copies "
+            "must divide n_items, each needs a seller of its own, and the spread is at least 0"
+        )
     rng = np.random.default_rng(seed)
-    market, items = _make_market(n_users, n_items, rng)
+    market, items = _make_market(n_users, n_items // copies, rng)
+    if copies > 1:
+        market, items = _sell_copies(market, items, rng, copies=copies, n_sellers=n_sellers, spread=seller_spread)
     events = _simulate(market, n_requests, rng)
     price = pl.when(pl.col("action") == "order").then(pl.col("price")).otherwise(0.0).alias("value")
     valued = events.join(items.select("item_id", "price"), on="item_id", how="left", maintain_order="left")
@@ -135,7 +170,7 @@ def make_synthetic(*, n_users: int, n_items: int, n_requests: int, seed: int) ->
         items=items,
         page_rule=PAGE_RULE,
         note=NOTE,
-        truth={name: getattr(market, name) for name in Market.names()},
+        truth={name: array for name in Market.names() if (array := getattr(market, name)) is not None},
         value_note=VALUE_NOTE,
     )
 
@@ -165,6 +200,32 @@ def _make_market(n_users: int, n_items: int, rng: np.random.Generator) -> tuple[
         }
     )
     return market, items
+
+
+def _sell_copies(
+    market: Market, items: pl.DataFrame, rng: np.random.Generator, *, copies: int, n_sellers: int, spread: float
+) -> tuple[Market, pl.DataFrame]:
+    """Repeat each item: the copies differ in seller, campaign, price, quality and popularity, and in nothing else."""
+    n_items = copies * len(items)
+    markup, quality = 0.3 * rng.normal(size=n_sellers), spread * rng.normal(size=n_sellers)
+    seller = np.concatenate([rng.permutation(n_sellers)[:copies] for _ in range(len(items))])
+    campaign = rng.integers(len(CAMPAIGNS), size=n_items)
+    log_price = np.log(items["price"].to_numpy().repeat(copies) / 20)
+    log_price += markup[seller] + np.array(list(CAMPAIGNS.values()))[campaign]
+    offered = items.select(pl.all().repeat_by(copies).explode()).with_columns(
+        pl.Series("item_id", [f"i{i:07d}" for i in range(n_items)]),
+        pl.Series("price", np.round(20 * np.exp(log_price), 2)),
+        pl.Series("seller", [f"s{number:04d}" for number in seller]),
+        pl.Series("campaign", np.array(list(CAMPAIGNS))[campaign]),
+    )
+    sold = replace(
+        market,
+        item_vectors=market.item_vectors.repeat(copies, axis=0),
+        popularity=(1.0 + rng.permutation(n_items)) ** -POPULARITY_EXPONENT,
+        affordability=1 / (1 + np.exp(log_price)),
+        quality=quality[seller],
+    )
+    return sold, offered
 
 
 def _title(vector: np.ndarray, category: str, rng: np.random.Generator) -> str:

@@ -125,3 +125,45 @@ def test_value_is_the_price_of_what_was_ordered(tables):
 def test_too_small_a_market_is_refused(name, value):
     with pytest.raises(ConfigError, match=rf"{name}: {value} is below"):
         make_synthetic(**SIZE | {name: value})
+
+
+SOLD = SIZE | {"copies": 4, "n_sellers": 6, "seller_spread": 2.0}
+
+
+def test_copies_share_title_and_vector_and_differ_in_seller():
+    tables = make_synthetic(**SOLD)
+    groups = tables.items.with_row_index("row").with_columns(content=pl.col("row") // 4).group_by("content")
+    counted = groups.agg(pl.col("title", "category", "seller").n_unique())
+    assert set(counted["title"]) == set(counted["category"]) == {1}
+    assert set(counted["seller"]) == {4}
+    assert (tables.truth["item_vectors"][::4] == tables.truth["item_vectors"][3::4]).all()
+    check_tables(check_events(tables.events), check_items(tables.items))
+
+
+def test_a_sellers_quality_moves_clicks_by_its_log_odds(tmp_path):
+    tables = make_synthetic(**SOLD)
+    write_dataset(tables, tmp_path)
+    market = Market.load(tmp_path / "truth.npz")
+    scores = market.true_preference(market.user_ids[0], np.arange(4), START)
+    log_odds = np.log(scores / (1 - scores))
+    np.testing.assert_allclose(log_odds - log_odds[0], market.quality[:4] - market.quality[0], atol=1e-9)
+    assert np.ptp(market.quality[:4]) > 0.1
+    of_seller = dict(zip(tables.items["seller"], market.quality, strict=True))
+    assert [of_seller[seller] for seller in tables.items["seller"]] == market.quality.tolist()
+
+
+def test_sale_lowers_the_price_of_a_copy():
+    items = make_synthetic(**SOLD).items
+    price = items.group_by("campaign").agg(pl.col("price").median()).rows_by_key("campaign", unique=True)
+    assert price["sale"] < price["regular"]
+
+
+def test_without_copies_nothing_is_sold(tables):
+    assert tables.items.columns == ["item_id", "title", "category", "price"]
+    assert "quality" not in tables.truth
+
+
+@pytest.mark.parametrize("wrong", [{"copies": 0}, {"copies": 3}, {"copies": 8}, {"seller_spread": -1.0}])
+def test_copies_that_do_not_fit_the_market_are_refused(wrong):
+    with pytest.raises(ConfigError, match="copies must divide n_items"):
+        make_synthetic(**SOLD | wrong)

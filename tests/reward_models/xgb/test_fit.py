@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from genrec_rl.errors import ConfigError, DataError
+from genrec_rl.sids.hash_level import HashLevel
 from genrec_rl.types import NO_ITEM
 from reward_models.candidates import label_proposals
 from reward_models.xgb import XGB
@@ -82,3 +85,11 @@ def test_labels_of_one_kind_are_refused():
 def test_settings_that_cannot_be_are_refused(setting, message):
     with pytest.raises(ConfigError, match=message):
         FitSettings(**setting)
+
+
+def test_prefixes_are_those_of_semantic_codes():
+    catalog = replace(make_catalog(), policy="bucket", hash_level=HashLevel(("seller",), size=4))
+    (examples, taught), (_, tuning) = market(60, seed=0), market(20, seed=1)
+    settings = FitSettings(n_trees=2, n_threads=1)
+    model = fit_xgb(examples, taught, tuning, catalog=catalog, categories=CATEGORIES, settings=settings, seed=0)
+    assert (model.items.codes == catalog.codes[:, :2]).all()
