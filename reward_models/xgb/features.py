@@ -63,7 +63,8 @@ class ItemTables:
     """What is known of catalogue rows.
 
     Semantic ``codes`` (N L), unit ``vectors`` (N D), ``categories`` (N), -1 for none; ``attributes`` (N A), unit
-    vectors of what items have in common (``attribute_vectors``), zero for an item without any, None where the table has none.
+    vectors of what items have in common (``attribute_vectors``), zero for an item without any, None where the table
+    has none.
     """
 
     codes: Int[np.ndarray, "N L"]
