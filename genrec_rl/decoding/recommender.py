@@ -88,7 +88,7 @@ class BeamRecommender:
 
         Where narrow levels leave a request fewer than others, ``NO_ITEM`` and -inf stand behind its last SID.
         """
-        plan = BeamPlan(tuple(widths), self.normalisation)
+        plan = BeamPlan(tuple(widths), self.normalisation, self.per_beam)
         prompts = [self.write(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
