@@ -2,6 +2,7 @@
 
     python benchmarks/rl_gain.py --data movielens --seeds 0 1 2
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids ours --input ../shared/data
+    python benchmarks/rl_gain.py --data synthetic --seeds 0
 
 Reads   the data and the SFT policies of ``paper_tables.py``, which it makes where they are missing.
 Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answers, a folder each, done once;
@@ -9,7 +10,9 @@ Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answer
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
 The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
-trained on the log alone, of the same users. Validation chooses each arm's checkpoint; test is opened for the table.
+trained on the log alone, of the same users. ``true`` is known of the synthetic market only: the probability that the
+user clicks what is shown, by the click model that made the log. Validation chooses each arm's checkpoint; test is
+opened for the table.
 """
 
 import json
@@ -22,11 +25,12 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import yaml
 from matplotlib import pyplot as plt
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, Arm
+from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, SIGNS, TRUE, Arm
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS
@@ -37,7 +41,7 @@ from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.decoding.rerank import Reranker
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.evaluate import Decoding, Plan, measure_catalogue, measure_requests, predict
+from genrec_rl.evaluation.evaluate import PAIR, Decoding, Plan, measure_catalogue, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
 from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
@@ -54,7 +58,9 @@ MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0}
 class Settings:
     """Which data, policy and arms."""
 
-    data: Literal["movielens", "beauty"] = field(default="movielens", metadata={"help": "movielens | beauty"})
+    data: Literal["movielens", "beauty", "synthetic"] = field(
+        default="movielens", metadata={"help": "movielens | beauty | synthetic"}
+    )
     protocol: Literal["pages", "loo"] = field(default="pages", metadata={"help": "of paper_tables.py"})
     sids: Literal["letter", "ours"] = field(default="ours", metadata={"help": "of Beauty: LETTER's, or our own"})
     policy: str | None = field(
@@ -151,9 +157,11 @@ def answer(
             "--output_dir", str(policy_dir), *only_items, *arm.arguments,
         )  # fmt: skip
     dataset, catalog = load_dataset(made.data.folder), Catalog.load(made.sids.folder)
-    scorers = {
-        name: load_reward_model(block, catalog=catalog) for name, block in (("R", reward_block), ("gold", gold_block))
-    }
+    blocks = {"R": reward_block, "gold": gold_block}
+    if settings.data == "synthetic":
+        blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
+                          "init_args": {"path": str(made.data.folder)}}  # fmt: skip
+    scorers = {name: load_reward_model(block, catalog=catalog) for name, block in blocks.items()}
     recommender: Recommender = load_recommender(policy_dir, catalog=catalog, options=BeamOptions(batch_size=128))
     if arm.is_reranked:
         recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))
@@ -179,8 +187,7 @@ def answer(
 
 def margin_weight(settings: Settings) -> float:
     """Return the weight that listwise_kl and the check of the reward have too."""
-    lines = (HERE / f"{settings.data}.yaml").read_text().splitlines()
-    return float(next(line.split(":")[1] for line in lines if line.startswith("margin_weight:")))
+    return float(yaml.safe_load((HERE / f"{settings.data}.yaml").read_text())["margin_weight"])
 
 
 def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
@@ -232,7 +239,8 @@ def report(settings: Settings) -> None:
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Write the arms, the paper's rows, and the differences on the same users."""
-    shown = [*SHOWN, *OF_LISTS]
+    of_requests = [*SHOWN, *(name for name in TRUE if any(name in row for row in result["systems"].values()))]
+    shown = [*of_requests, *OF_LISTS]
     lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
     lines += ["| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
     for name, arm in ARMS.items():
@@ -246,9 +254,18 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             lines.append(f"| *{arm.title}, the paper's Table 3 (its own data)* | | {' | '.join(cells)} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, row in result["paired"].items():
-        cells = [f"{m} {row[m]['diff']:+.4f} [{row[m]['lo']:+.4f}, {row[m]['hi']:+.4f}]" for m in SHOWN if m in row]
+        cells = [f"{metric} {difference(row[metric])}" for metric in of_requests if metric in row]
         lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(cells)}")
+    lines += ["", "Signs of the paper's Table 3, and what was found:", ""]
+    for (a, b), metric, sign in SIGNS:
+        row = result["paired"].get(f"{a}{PAIR}{b}", {})
+        if metric in row:
+            lines.append(f"- {a} - {b}, {metric}: the paper {sign}, here {difference(row[metric])}")
     return "\n".join(lines) + "\n"
+
+
+def difference(of: Mapping[str, float]) -> str:
+    return f"{of['diff']:+.4f} [{of['lo']:+.4f}, {of['hi']:+.4f}]"
 
 
 def draw(done: Mapping[str, Path], file: Path) -> None:

@@ -14,13 +14,15 @@ import torch
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.protocol import RewardModel
-from genrec_rl.rewards.scoring import score_candidates
+from genrec_rl.rewards.scoring import GatedReward, score_candidates
 from genrec_rl.types import Context, Rollouts
 
 _EPSILON = 1e-6
 
 
-def rerank(proposed: Rollouts, reward_model: RewardModel, contexts: Sequence[Context], *, weight: float) -> Rollouts:
+def rerank(
+    proposed: Rollouts, reward_model: RewardModel | GatedReward, contexts: Sequence[Context], *, weight: float
+) -> Rollouts:
     """Return proposals in their new order; ``log_probs_PG`` then holds the scores that order them."""
     rewards_PG = score_candidates(reward_model, contexts, proposed.rows_PG.numpy()).astype(np.float64)
     odds_PG = np.log(rewards_PG.clip(_EPSILON)) - np.log((1 - rewards_PG).clip(_EPSILON))

@@ -1,6 +1,7 @@
 """Recommendation metrics of a policy while it trains: what the best checkpoint is chosen by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,26 @@ from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.rerank import rerank
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.protocol import RewardModel
-from genrec_rl.types import Example
+from genrec_rl.rewards.scoring import GatedReward
+from genrec_rl.types import Example, Rollouts
 
 RERANKED = "reranked_ndcg@10"
 GAIN_ERROR = "reranked_gain_error"
 """Standard error of what re-ranking gains on NDCG@10, over requests."""
 _GAIN_SQUARED = "reranked_gain_squared"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposals:
+    """What was recommended for this process's share of the pages: within the catalogue and, if measured, freely."""
+
+    examples: Sequence[Example]
+    constrained: Rollouts
+    free: Rollouts | None
+
+
+Watch = Callable[[Proposals | None, Accelerator], dict[str, float]]
+"""Measures more of an evaluation's proposals, on all processes together; None where a process has no page."""
 
 
 class Validation:
@@ -30,6 +45,7 @@ class Validation:
         measure_hallucination: also decode without the catalogue's trie and count invalid SIDs.
         reward_model: also re-rank the constrained beams by it, see ``decoding.rerank``.
         rerank_weight: of its log-odds.
+        watch: measures more of what was recommended.
 
     Raises:
         ConfigError: for fewer than 10 beams.
@@ -42,8 +58,9 @@ class Validation:
         *,
         beams: int = 20,
         measure_hallucination: bool = True,
-        reward_model: RewardModel | None = None,
+        reward_model: RewardModel | GatedReward | None = None,
         rerank_weight: float = 1.0,
+        watch: Watch | None = None,
     ) -> None:
         if beams < 10:
             raise ConfigError(f"eval_beams is {beams}; HR@10 and NDCG@10 need at least 10")
@@ -53,6 +70,8 @@ class Validation:
         self.measure_hallucination = measure_hallucination
         self.reward_model = reward_model
         self.rerank_weight = rerank_weight
+        self.watch = watch
+        self._newest: Proposals | None = None
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -72,6 +91,9 @@ class Validation:
         if self.reward_model is not None:
             gain, squared = means[RERANKED] - means["ndcg@10"], means.pop(_GAIN_SQUARED)
             means[GAIN_ERROR] = (max(squared - gain**2, 0.0) / max(count, 1)) ** 0.5
+        if self.watch is not None:
+            newest, self._newest = self._newest, None
+            means |= self.watch(newest, accelerator)
         return means
 
     def _measure(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -83,9 +105,11 @@ class Validation:
             "hr@10": metrics.hit_rate(rows_PK, positives, k=10),
             "ndcg@10": metrics.ndcg(rows_PK, positives, k=10),
         }
+        free = None
         if self.measure_hallucination:
-            free_PK = self.recommender.recommend(contexts, k=self.beams, constrained=False).rows_PG.numpy()
-            result["har@10"] = metrics.hallucination_rate(free_PK, k=10)
+            free = self.recommender.recommend(contexts, k=self.beams, constrained=False)
+            result["har@10"] = metrics.hallucination_rate(free.rows_PG.numpy(), k=10)
+        self._newest = Proposals(examples, proposed, free)
         if self.reward_model is not None:
             reranked = rerank(proposed, self.reward_model, contexts, weight=self.rerank_weight)
             result[RERANKED] = metrics.ndcg(reranked.rows_PG.numpy(), positives, k=10)

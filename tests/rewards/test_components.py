@@ -2,7 +2,8 @@ import pytest
 
 from genrec_rl.config import read_block
 from genrec_rl.errors import ConfigError
-from genrec_rl.rewards.components import load_gate, load_reward_model
+from genrec_rl.rewards.components import load_gate, load_gold_model, load_reward_model
+from reward_models.scripted import Constant
 
 
 def test_a_block_on_the_command_line_is_json():
@@ -23,3 +24,13 @@ def test_broken_json_is_shown():
 def test_missing_reward_model_names_what_makes_one(catalog):
     with pytest.raises(ConfigError, match=r"recipes/train_reward\.py makes one"):
         load_reward_model(None, catalog=catalog)
+
+
+def test_gold_model_is_another_than_the_reward_model_or_none(catalog, tmp_path):
+    for value in (0.4, 0.5):
+        Constant(value).save_pretrained(tmp_path / str(value))
+    block = {"class_path": "reward_models.scripted.Constant", "init_args": {"path": str(tmp_path / "0.5")}}
+    assert load_gold_model("none", against=Constant(0.5), catalog=catalog) is None
+    assert load_gold_model(block, against=Constant(0.4), catalog=catalog).value == 0.5
+    with pytest.raises(ConfigError, match="gold_model is the reward model itself"):
+        load_gold_model(block, against=Constant(0.5), catalog=catalog)
