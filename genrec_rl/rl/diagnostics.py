@@ -126,7 +126,7 @@ class HackingWatch:
         summed = accelerator.reduce(reduced, reduction="sum").cpu().double().numpy()
         pairs, vectors = summed[: 2 * len(totals)].reshape(-1, 2), summed[2 * len(totals) :].reshape(4, -1)
         self._of_items = dict(zip(of_items, vectors, strict=True))
-        found = {name: pair[0] / max(pair[1], 1.0) for name, pair in zip(totals, pairs, strict=True)}
+        found = {name: float(pair[0] / max(pair[1], 1.0)) for name, pair in zip(totals, pairs, strict=True)}
         return found | concentration(self._of_items["first"], self._of_items["top"], self.popularity)
 
     @property
@@ -183,10 +183,10 @@ class HackingWatch:
                 rank + 1,
                 str(self.scorer.catalog.item_ids[row]),
                 titles[row],
-                round(top_N[row] / top_N.sum(), 5),
+                round(float(top_N[row] / top_N.sum()), 5),
                 int(self.popularity[row]),
-                round(self._of_items["reward"][row] / top_N[row], 4),
-                round(self._of_items["gold"][row] / top_N[row], 4) if has_gold else None,
+                round(float(self._of_items["reward"][row] / top_N[row]), 4),
+                round(float(self._of_items["gold"][row] / top_N[row]), 4) if has_gold else None,
             )
             for rank, row in enumerate(order.tolist())
             if top_N[row] > 0
