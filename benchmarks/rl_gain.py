@@ -10,9 +10,9 @@ Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answer
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
 The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
-trained on the log alone, of the same users. ``true`` is known of the synthetic market only: the probability that the
-user clicks what is shown, by the click model that made the log. Validation chooses each arm's checkpoint; test is
-opened for the table.
+trained on the log alone, of the same users. On the synthetic market the two change places, since it has true exposures;
+``true`` is known of it only: the probability that the user clicks what is shown, by the click model that made the log.
+Validation chooses each arm's checkpoint; test is opened for the table.
 """
 
 import json
@@ -52,6 +52,12 @@ RUNS = Path("runs/rl")
 HERE = Path(__file__).parent / "rl"
 KS = (1, 10, 50)
 MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0}
+JUDGES = {
+    "reward": ("recipes/train_xgb.py", "reward_models.xgb.XGB"),
+    "gold": ("recipes/train_reward.py", "reward_models.sim.SIM"),
+}
+OF_MARKET = {"reward": JUDGES["gold"], "gold": JUDGES["reward"]}
+"""A log with true exposures teaches SIM what is liked; what a policy proposed and nobody saw teaches trees the log."""
 
 
 @dataclass
@@ -110,14 +116,13 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     requests = ["--requests", "running" if PROTOCOLS[settings.protocol].is_next_item else "page"]
     reward_words = ["--policy_dir", str(sft.folder / "policy"), "--objective", "rank:ndcg", *requests]
     facts = {"sft": sft.key}
-    reward = Cell(
-        f"reward, seed {seed}", root / "reward" / f"seed{seed}", facts | {"words": reward_words},
-        partial(train, "recipes/train_xgb.py", [*stages, *reward_words]), MINUTES["reward"],
-    )  # fmt: skip
-    gold = Cell(
-        f"gold, seed {seed}", root / "gold" / f"seed{seed}", facts,
-        partial(train, "recipes/train_reward.py", stages), MINUTES["gold"],
-    )  # fmt: skip
+    trees = (facts | {"words": reward_words}, partial(train, "recipes/train_xgb.py", [*stages, *reward_words]))
+    sim = (facts, partial(train, "recipes/train_reward.py", stages))
+    made_by = {"recipes/train_xgb.py": trees, "recipes/train_reward.py": sim}
+    reward, gold = (
+        Cell(f"{name}, seed {seed}", root / name / f"seed{seed}", *made_by[judges(settings)[name][0]], MINUTES[name])
+        for name in ("reward", "gold")
+    )
     config = HERE / f"{settings.data}.yaml"
     arms = {}
     for arm in ARMS.values():
@@ -129,6 +134,11 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         folder = root / arm.name / f"seed{seed}"
         arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"])
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
+
+
+def judges(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Return the script that makes the reward and the gold model, and the class of each."""
+    return OF_MARKET if settings.data == "synthetic" else JUDGES
 
 
 def train(script: str, words: Sequence[str], folder: Path) -> None:
@@ -147,8 +157,10 @@ def answer(
 ) -> None:
     """Align the policy, if the arm does, and keep one number a test request and metric."""
     policy_dir = sft_dir
-    reward_block = {"class_path": "reward_models.xgb.XGB", "init_args": {"path": str(reward_dir / "model")}}
-    gold_block = {"class_path": "reward_models.sim.SIM", "init_args": {"path": str(gold_dir / "model")}}
+    reward_block, gold_block = (
+        {"class_path": judges(settings)[name][1], "init_args": {"path": str(made_in / "model")}}
+        for name, made_in in (("reward", reward_dir), ("gold", gold_dir))
+    )
     if arm.arguments is not None:
         policy_dir = folder / "policy"
         only_items = ["--constrained_rollouts", "true"] if trained_over(sft_dir) == "children" else []

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import rl_gain
 from benchmarks.rl.arms import ARMS, PAIRS, SIGNS
-from benchmarks.rl_gain import HERE, Settings, as_markdown, logged, margin_weight, seed_cells
+from benchmarks.rl_gain import HERE, Settings, as_markdown, judges, logged, margin_weight, seed_cells
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
 from genrec_rl.rl.config import GRPOSRConfig
@@ -56,6 +56,15 @@ def test_reranking_has_the_weight_of_the_policy_term():
 def test_the_market_is_in_the_key_of_its_cells_alone():
     assert "market" in seed_cells(Settings(data="synthetic"), 0).sft[0].facts
     assert "market" not in seed_cells(Settings(), 0).sft[0].facts
+
+
+def test_trees_reward_and_sim_judges_but_on_the_market():
+    words = {}
+    for data in ("movielens", "beauty", "synthetic"):
+        cells = seed_cells(Settings(data=data), 0)
+        words[data] = ["words" in cell.facts for cell in (cells.reward, cells.gold)]
+    assert words == {"movielens": [True, False], "beauty": [True, False], "synthetic": [False, True]}
+    assert judges(Settings(data="synthetic"))["reward"][1] == "reward_models.sim.SIM"
 
 
 def test_signs_are_of_pairs_and_as_the_papers_rows_say():
