@@ -46,7 +46,9 @@ SEEDS = (0, 1, 2)
 MIN_BEAMS = 50
 IN_README = "table1_beauty"
 HERE = Path(__file__).parent / "tables"
-SID_ARGUMENTS = {"beauty": ("--epochs", "20"), "movielens": ()}
+MARKET = ("--n_users", "800", "--n_items", "1000", "--n_requests", "8000")
+"""Size of the simulated market: an SFT policy of it takes a minute."""
+SID_ARGUMENTS = {"beauty": ("--epochs", "20"), "movielens": (), "synthetic": ()}
 """Of recipes/build_sids.py: on Beauty longer fine-tuning on co-clicks gives better SIDs (LOG.md)."""
 MINUTES = {
     "counter": 0.5,
@@ -62,7 +64,9 @@ MINUTES = {
 class Settings:
     """Which table, and how much of it."""
 
-    data: Literal["beauty", "movielens"] = field(default="beauty", metadata={"help": "beauty | movielens"})
+    data: Literal["beauty", "movielens", "synthetic"] = field(
+        default="beauty", metadata={"help": "beauty | movielens | synthetic"}
+    )
     table: int = field(default=1, metadata={"help": "table of the paper: 1, systems; 2, sizes", "choices": [1, 2]})
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and its SIDs"})
     sids: Literal["letter", "ours"] = field(default="letter", metadata={"help": "of Beauty: LETTER's, or our own"})
@@ -166,6 +170,8 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
     sid_root = root / f"sids_{settings.sids}"
     asked = PROTOCOLS[protocol]
     facts = {"data": settings.data, "split": asked.split, "shuffle_ties": asked.shuffles_ties}
+    if settings.data == "synthetic":
+        facts |= {"market": MARKET}
     data = Cell(f"{protocol}: data", root / "data", facts, partial(prepare, settings, protocol), 0.2)
     facts = facts | {"sids": SID_ARGUMENTS[settings.data] if settings.sids == "ours" else settings.sids}
     sids = Cell(f"{protocol}: catalogue", sid_root, facts, partial(build_sids, settings, data.folder), 1)
@@ -200,9 +206,11 @@ def config_file(settings: Settings) -> Path:
 
 
 def prepare(settings: Settings, protocol: str, folder: Path) -> None:
-    source = ["--source", "movielens"]
-    if settings.data == "beauty":
-        source = ["--source", "amazon", "--input", str(Path(settings.input) / "amazon_beauty_2014")]
+    source = {
+        "movielens": ["--source", "movielens"],
+        "beauty": ["--source", "amazon", "--input", str(Path(settings.input) / "amazon_beauty_2014")],
+        "synthetic": ["--source", "synthetic", *MARKET],
+    }[settings.data]
     asked = PROTOCOLS[protocol]
     ties = ["--shuffle_ties", "true"] if asked.shuffles_ties else []
     run_script("recipes/prepare.py", *source, "--split", asked.split, "--output_dir", str(folder), *ties)

@@ -2,6 +2,7 @@
 
     python benchmarks/rl_gain.py --data movielens --seeds 0 1 2
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids ours --input ../shared/data
+    python benchmarks/rl_gain.py --data synthetic --seeds 0
 
 Reads   the data and the SFT policies of ``paper_tables.py``, which it makes where they are missing.
 Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answers, a folder each, done once;
@@ -9,7 +10,10 @@ Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answer
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
 The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
-trained on the log alone, of the same users. Validation chooses each arm's checkpoint; test is opened for the table.
+trained on the log alone, of the same users. On the synthetic market the two change places, since it has true
+exposures; ``true`` is known of it only: the probability that the user clicks what is shown, by the click model that
+made the log.
+Validation chooses each arm's checkpoint; test is opened for the table.
 """
 
 import json
@@ -22,11 +26,12 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
+import yaml
 from matplotlib import pyplot as plt
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, Arm
+from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, SIGNS, TRUE, Arm
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS
@@ -37,7 +42,7 @@ from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.decoding.rerank import Reranker
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.evaluate import Decoding, Plan, measure_catalogue, measure_requests, predict
+from genrec_rl.evaluation.evaluate import PAIR, Decoding, Plan, measure_catalogue, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
 from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
@@ -48,13 +53,21 @@ RUNS = Path("runs/rl")
 HERE = Path(__file__).parent / "rl"
 KS = (1, 10, 50)
 MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0}
+JUDGES = {
+    "reward": ("recipes/train_xgb.py", "reward_models.xgb.XGB"),
+    "gold": ("recipes/train_reward.py", "reward_models.sim.SIM"),
+}
+OF_MARKET = {"reward": JUDGES["gold"], "gold": JUDGES["reward"]}
+"""A log with true exposures teaches SIM what is liked; proposals that nobody saw teach trees the log."""
 
 
 @dataclass
 class Settings:
     """Which data, policy and arms."""
 
-    data: Literal["movielens", "beauty"] = field(default="movielens", metadata={"help": "movielens | beauty"})
+    data: Literal["movielens", "beauty", "synthetic"] = field(
+        default="movielens", metadata={"help": "movielens | beauty | synthetic"}
+    )
     protocol: Literal["pages", "loo"] = field(default="pages", metadata={"help": "of paper_tables.py"})
     sids: Literal["letter", "ours"] = field(default="ours", metadata={"help": "of Beauty: LETTER's, or our own"})
     policy: str | None = field(
@@ -104,14 +117,13 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     requests = ["--requests", "running" if PROTOCOLS[settings.protocol].is_next_item else "page"]
     reward_words = ["--policy_dir", str(sft.folder / "policy"), "--objective", "rank:ndcg", *requests]
     facts = {"sft": sft.key}
-    reward = Cell(
-        f"reward, seed {seed}", root / "reward" / f"seed{seed}", facts | {"words": reward_words},
-        partial(train, "recipes/train_xgb.py", [*stages, *reward_words]), MINUTES["reward"],
-    )  # fmt: skip
-    gold = Cell(
-        f"gold, seed {seed}", root / "gold" / f"seed{seed}", facts,
-        partial(train, "recipes/train_reward.py", stages), MINUTES["gold"],
-    )  # fmt: skip
+    trees = (facts | {"words": reward_words}, partial(train, "recipes/train_xgb.py", [*stages, *reward_words]))
+    sim = (facts, partial(train, "recipes/train_reward.py", stages))
+    made_by = {"recipes/train_xgb.py": trees, "recipes/train_reward.py": sim}
+    reward, gold = (
+        Cell(f"{name}, seed {seed}", root / name / f"seed{seed}", *made_by[judges(settings)[name][0]], MINUTES[name])
+        for name in ("reward", "gold")
+    )
     config = HERE / f"{settings.data}.yaml"
     arms = {}
     for arm in ARMS.values():
@@ -123,6 +135,11 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         folder = root / arm.name / f"seed{seed}"
         arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"])
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
+
+
+def judges(settings: Settings) -> dict[str, tuple[str, str]]:
+    """Return the script that makes the reward and the gold model, and the class of each."""
+    return OF_MARKET if settings.data == "synthetic" else JUDGES
 
 
 def train(script: str, words: Sequence[str], folder: Path) -> None:
@@ -141,8 +158,10 @@ def answer(
 ) -> None:
     """Align the policy, if the arm does, and keep one number a test request and metric."""
     policy_dir = sft_dir
-    reward_block = {"class_path": "reward_models.xgb.XGB", "init_args": {"path": str(reward_dir / "model")}}
-    gold_block = {"class_path": "reward_models.sim.SIM", "init_args": {"path": str(gold_dir / "model")}}
+    reward_block, gold_block = (
+        {"class_path": judges(settings)[name][1], "init_args": {"path": str(made_in / "model")}}
+        for name, made_in in (("reward", reward_dir), ("gold", gold_dir))
+    )
     if arm.arguments is not None:
         policy_dir = folder / "policy"
         only_items = ["--constrained_rollouts", "true"] if trained_over(sft_dir) == "children" else []
@@ -151,9 +170,11 @@ def answer(
             "--output_dir", str(policy_dir), *only_items, *arm.arguments,
         )  # fmt: skip
     dataset, catalog = load_dataset(made.data.folder), Catalog.load(made.sids.folder)
-    scorers = {
-        name: load_reward_model(block, catalog=catalog) for name, block in (("R", reward_block), ("gold", gold_block))
-    }
+    blocks = {"R": reward_block, "gold": gold_block}
+    if settings.data == "synthetic":
+        blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
+                          "init_args": {"path": str(made.data.folder)}}  # fmt: skip
+    scorers = {name: load_reward_model(block, catalog=catalog) for name, block in blocks.items()}
     recommender: Recommender = load_recommender(policy_dir, catalog=catalog, options=BeamOptions(batch_size=128))
     if arm.is_reranked:
         recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))
@@ -179,8 +200,7 @@ def answer(
 
 def margin_weight(settings: Settings) -> float:
     """Return the weight that listwise_kl and the check of the reward have too."""
-    lines = (HERE / f"{settings.data}.yaml").read_text().splitlines()
-    return float(next(line.split(":")[1] for line in lines if line.startswith("margin_weight:")))
+    return float(yaml.safe_load((HERE / f"{settings.data}.yaml").read_text())["margin_weight"])
 
 
 def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
@@ -232,7 +252,8 @@ def report(settings: Settings) -> None:
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Write the arms, the paper's rows, and the differences on the same users."""
-    shown = [*SHOWN, *OF_LISTS]
+    of_requests = [*SHOWN, *(name for name in TRUE if any(name in row for row in result["systems"].values()))]
+    shown = [*of_requests, *OF_LISTS]
     lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
     lines += ["| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
     for name, arm in ARMS.items():
@@ -246,9 +267,18 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             lines.append(f"| *{arm.title}, the paper's Table 3 (its own data)* | | {' | '.join(cells)} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, row in result["paired"].items():
-        cells = [f"{m} {row[m]['diff']:+.4f} [{row[m]['lo']:+.4f}, {row[m]['hi']:+.4f}]" for m in SHOWN if m in row]
+        cells = [f"{metric} {difference(row[metric])}" for metric in of_requests if metric in row]
         lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(cells)}")
+    lines += ["", "Signs of the paper's Table 3, and what was found:", ""]
+    for (a, b), metric, sign in SIGNS:
+        row = result["paired"].get(f"{a}{PAIR}{b}", {})
+        if metric in row:
+            lines.append(f"- {a} - {b}, {metric}: the paper {sign}, here {difference(row[metric])}")
     return "\n".join(lines) + "\n"
+
+
+def difference(of: Mapping[str, float]) -> str:
+    return f"{of['diff']:+.4f} [{of['lo']:+.4f}, {of['hi']:+.4f}]"
 
 
 def draw(done: Mapping[str, Path], file: Path) -> None:

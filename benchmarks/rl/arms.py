@@ -45,8 +45,26 @@ PAIRS = (
     ("grpo_sr", "grpo_sr_no_anchor"),
     ("grpo_sr", "grpo_sr_no_gate"),
     ("grpo", "grpo_no_gate"),
+    ("grpo_sr_no_gate", "grpo_no_gate"),
     ("listwise_kl", "best_of_n"),
 )
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10", "HaR@10", "R@1", "R@10", "gold@1", "gold@10")
+TRUE = ("true_mean@1", "true_mean@10")
+"""Of the synthetic market: the probability that the user clicks the first, or one of the first ten, once examined."""
+SIGNS = (
+    (("grpo", "grpo_no_gate"), "HaR@10", "+"),
+    (("grpo", "grpo_no_gate"), "HR@50", "+"),
+    (("grpo_sr", "grpo_sr_no_gate"), "HaR@10", "+"),
+    (("grpo_sr", "grpo_sr_no_gate"), "HR@50", "+"),
+    (("grpo_sr", "grpo"), "HaR@10", "-"),
+    (("grpo_sr", "grpo"), "HR@50", "+"),
+    (("grpo_sr_no_gate", "grpo_no_gate"), "HR@50", "+"),
+    (("grpo", "sft"), "HaR@10", "+"),
+    (("grpo", "sft"), "R@1", "+"),
+    (("grpo_sr", "sft"), "HaR@10", "-"),
+    (("grpo_sr", "sft"), "HR@50", "+"),
+    (("grpo_sr", "sft"), "R@1", "+"),
+)
+"""What the paper's Table 3 says of its pairs, by the published rows above."""
 OF_LISTS = ("distinct@1", "coverage@10", "zero_advantage_share")
 """Metrics of all lists, or of the training, together: they have no paired interval."""

@@ -16,11 +16,13 @@ from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.calibration import log_odds
 from genrec_rl.rewards.protocol import RewardModel
-from genrec_rl.rewards.scoring import score_candidates
+from genrec_rl.rewards.scoring import GatedReward, score_candidates
 from genrec_rl.types import Context, Rollouts
 
 
-def rerank(proposed: Rollouts, reward_model: RewardModel, contexts: Sequence[Context], *, weight: float) -> Rollouts:
+def rerank(
+    proposed: Rollouts, reward_model: RewardModel | GatedReward, contexts: Sequence[Context], *, weight: float
+) -> Rollouts:
     """Return proposals in their new order; ``log_probs_PG`` then holds the scores that order them."""
     rewards_PG = torch.from_numpy(score_candidates(reward_model, contexts, proposed.rows_PG.numpy()))
     return reorder(proposed, proposed.log_probs_PG + weight * log_odds(rewards_PG))

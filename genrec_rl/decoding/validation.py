@@ -1,6 +1,7 @@
 """Recommendation metrics of a policy while it trains: what the best checkpoint is chosen by."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.rerank import rerank
 from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.protocol import RewardModel
-from genrec_rl.types import Example
+from genrec_rl.rewards.scoring import GatedReward
+from genrec_rl.types import Example, Rollouts
 
 RERANKED = "reranked_ndcg@10"
 GAIN_ERROR = "reranked_gain_error"
@@ -20,6 +22,19 @@ GAIN_ERROR = "reranked_gain_error"
 _GAIN_SQUARED = "reranked_gain_squared"
 VALUE = "value@10"
 _HAS_VALUE = "requests_with_value"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposals:
+    """What was recommended for this process's share of the pages: within the catalogue and, if measured, freely."""
+
+    examples: Sequence[Example]
+    constrained: Rollouts
+    free: Rollouts | None
+
+
+Watch = Callable[[Proposals | None, Accelerator], dict[str, float]]
+"""Measures more of an evaluation's proposals, on all processes together; None where a process has no page."""
 
 
 class Validation:
@@ -32,6 +47,7 @@ class Validation:
         measure_hallucination: also decode without the catalogue's trie and count invalid SIDs.
         reward_model: also re-rank the constrained beams by it, see ``decoding.rerank``.
         rerank_weight: of its log-odds.
+        watch: measures more of what was recommended.
 
     Raises:
         ConfigError: for fewer than 10 beams.
@@ -44,8 +60,9 @@ class Validation:
         *,
         beams: int = 20,
         measure_hallucination: bool = True,
-        reward_model: RewardModel | None = None,
+        reward_model: RewardModel | GatedReward | None = None,
         rerank_weight: float = 1.0,
+        watch: Watch | None = None,
     ) -> None:
         if beams < 10:
             raise ConfigError(f"eval_beams is {beams}; HR@10 and NDCG@10 need at least 10")
@@ -56,6 +73,8 @@ class Validation:
         self.reward_model = reward_model
         self.rerank_weight = rerank_weight
         self.has_values = any(example.positive_values.any() for example in examples)
+        self.watch = watch
+        self._newest: Proposals | None = None
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -82,6 +101,9 @@ class Validation:
         if self.reward_model is not None:
             gain, squared = means[RERANKED] - means["ndcg@10"], means.pop(_GAIN_SQUARED)
             means[GAIN_ERROR] = (max(squared - gain**2, 0.0) / max(count, 1)) ** 0.5
+        if self.watch is not None:
+            newest, self._newest = self._newest, None
+            means |= self.watch(newest, accelerator)
         return means
 
     def _measure(self, examples: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -96,9 +118,11 @@ class Validation:
         if self.has_values:
             found = metrics.value_recall(rows_PK, positives, [example.positive_values for example in examples], k=10)
             result |= {VALUE: np.nan_to_num(found), _HAS_VALUE: np.isfinite(found).astype(float)}
+        free = None
         if self.measure_hallucination:
-            free_PK = self.recommender.recommend(contexts, k=self.beams, constrained=False).rows_PG.numpy()
-            result["har@10"] = metrics.hallucination_rate(free_PK, k=10)
+            free = self.recommender.recommend(contexts, k=self.beams, constrained=False)
+            result["har@10"] = metrics.hallucination_rate(free.rows_PG.numpy(), k=10)
+        self._newest = Proposals(examples, proposed, free)
         if self.reward_model is not None:
             reranked = rerank(proposed, self.reward_model, contexts, weight=self.rerank_weight)
             result[RERANKED] = metrics.ndcg(reranked.rows_PG.numpy(), positives, k=10)

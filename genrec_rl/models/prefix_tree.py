@@ -185,11 +185,3 @@ def branch_log_probs(
     """Score every branch token under the full softmax in one forward."""
     logits = branch_logits(model, prompt_ids_BP, is_prompt_BP, branches_BGC)
     return score_branches(logits.log_probs(temperature=temperature), branches_BGC, train_entropy=train_entropy)
-
-
-def attached_log_probs(
-    model: nn.Module, trunk: Trunk, branches_BGC: Int[Tensor, "B G C"], *, train_entropy: bool = False
-) -> BranchScores:
-    """Score branches on prompts that were read already."""
-    logits = attached_logits(model, trunk, branches_BGC)
-    return score_branches(logits.log_probs(), branches_BGC, train_entropy=train_entropy)

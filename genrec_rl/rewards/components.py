@@ -53,6 +53,31 @@ def load_reward_model(
     )
 
 
+def load_gold_model(
+    block: Block, *, against: RewardModel, catalog: Catalog, trusted_packages: Sequence[str] = ()
+) -> RewardModel | None:
+    """Load a second reward model that judges the first and trains nothing, or None without a block.
+
+    Raises:
+        ConfigError: when it is the reward model itself, or its class or arguments are wrong.
+        DataError: when its files are damaged or belong to another catalogue.
+    """
+    values = read_block(block, key="gold_model")
+    if values is None:
+        return None
+    provided = {"catalog": catalog}
+    gold: RewardModel = load_component(
+        values, expected=RewardModel, key="gold_model", factory="from_pretrained", provided=provided,
+        trusted_packages=trusted_packages,
+    )  # fmt: skip
+    if gold.fingerprint == against.fingerprint:
+        raise ConfigError(
+            "gold_model is the reward model itself, so it can judge nothing: name one with another seed or "
+            "architecture, or gold_model: none"
+        )
+    return gold
+
+
 def load_gate(
     block: Block,
     *,

@@ -7,6 +7,7 @@ NaN turns the loss into 0.0 without an error. So every answer is checked here, b
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
@@ -19,7 +20,7 @@ _PLACEHOLDER_ROW = 0
 
 
 def score_candidates(
-    model: RewardModel, contexts: Sequence[Context], rows_PG: Int[np.ndarray, "P G"]
+    model: "RewardModel | GatedReward", contexts: Sequence[Context], rows_PG: Int[np.ndarray, "P G"]
 ) -> Float[np.ndarray, "P G"]:
     """Return r_pref in [0, 1] for every candidate; an invalid SID (``NO_ITEM``) earns exactly 0.
 
@@ -73,6 +74,22 @@ def pass_gate(
     _check_array(similarity_PG, rows_PG, f"{type(gate).__name__}.similarity")
     # in float64, because a fitted tau lies one float64 step below a similarity (see fit_tau)
     return is_valid_PG & (similarity_PG.astype(np.float64) > gate.tau)
+
+
+@dataclass(frozen=True, slots=True)
+class GatedReward:
+    """A reward model behind its gate (eq. 6): what a rollout earns that is no positive of the page.
+
+    The gate sees the history alone, whatever its reference: the page would tell it the answer.
+    """
+
+    reward_model: RewardModel
+    gate: Gate | None
+
+    def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
+        """Score valid catalogue rows; 0 where the gate is closed."""
+        rewards_PG = score_candidates(self.reward_model, contexts, candidates)
+        return np.where(pass_gate(self.gate, contexts, candidates, None), rewards_PG, 0).astype(np.float32)
 
 
 def _without_invalid(contexts: Sequence[Context], rows_PG: Int[np.ndarray, "P G"]) -> Int[np.ndarray, "P G"]:

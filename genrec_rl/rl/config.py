@@ -7,6 +7,8 @@ from typing import Literal
 from trl import GRPOConfig
 
 from genrec_rl.errors import ConfigError
+from genrec_rl.rl.advantages import Shaping
+from genrec_rl.rl.choices import GUARDED, SHAPING, refuse_contradictions
 from genrec_rl.rl.preference_settings import PREFERENCE_TERMS, PreferenceSettings, check_preferences
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
 
@@ -14,7 +16,7 @@ _POLICY_TERMS = ("grpo", "listwise_kl", "none", *PREFERENCE_TERMS)
 _OWN_NAMES = {"beta": " (of preferences: preference_beta)", "delta": " (of rspo: reference_delta)"}
 _ONLY_GRPO = (
     *("beta", "num_iterations", "epsilon", "epsilon_high", "delta", "scale_rewards", "loss_type", "entropy_coef"),
-    *("importance_sampling_level", "top_entropy_quantile"),
+    *("importance_sampling_level", "top_entropy_quantile", *SHAPING),
 )
 
 
@@ -34,11 +36,15 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     )
     margin_weight: float = field(
         default=1.0,
-        metadata={"help": "w: a reward's log-odds against a log-probability, in listwise_kl and in check_reward"},
+        metadata={"help": "w: a reward's log-odds against a log-probability, in listwise_kl"},
     )
     check_reward: bool = field(
         default=True,
-        metadata={"help": "stop at step 0 if the reward model orders the start's beams no better than it"},
+        metadata={"help": "stop at step 0 if the gated reward orders the start's beams no better than it"},
+    )
+    check_weight: float = field(
+        default=1.0,
+        metadata={"help": "w in check_reward; listwise_kl's is margin_weight there too"},
     )
     rollouts_from: Literal["policy", "start"] = field(
         default="policy",
@@ -53,8 +59,42 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     constrained_rollouts: bool = field(
         default=False, metadata={"help": "roll out valid SIDs only; then hallucination is not measured"}
     )
-    rollouts: Literal["beam", "gumbel"] = field(
-        default="beam", metadata={"help": "the G best (beam), or a sample of the policy without repeats (gumbel)"}
+    rollouts: Literal["beam", "gumbel", "sample"] = field(
+        default="beam",
+        metadata={"help": "the G best; or draws of the policy, without repeats (gumbel) or with (sample)"},
+    )
+    invalid_rollouts: Literal["zero", "drop"] = field(
+        default="zero", metadata={"help": "an invalid SID's reward is 0, or it is left out of its group (worse HaR)"}
+    )
+    format_coef: float = field(
+        default=0.0, metadata={"help": "weight of OneRec's format reward: valid SIDs among random rollouts earn 1"}
+    )
+    format_rollouts: int = field(default=5, metadata={"help": "k random rollouts of a group that it looks at"})
+    min_std: float = field(
+        default=0.0, metadata={"help": "floor of the deviation that advantages are divided by (scale_rewards)"}
+    )
+    rollout_weights: Literal["uniform", "policy"] = field(
+        default="uniform", metadata={"help": "beams count alike (eq. 8), or by softmax of log pi (minimum risk)"}
+    )
+    credit: Literal["sequence", "level"] = field(
+        default="sequence", metadata={"help": "a rollout's tokens share its advantage, or earn what each changed"}
+    )
+    inject_positives: bool = field(
+        default=False, metadata={"help": "a group that missed its positives gets one; it was hacked in trials"}
+    )
+    page_coef: float = field(
+        default=0.0, metadata={"help": "weight of page-wise SFT (eq. 4) on the same prompts; 0 leaves it out"}
+    )
+    max_page_items: int = field(default=10, metadata={"help": "items of a page that page_coef teaches"})
+    guard: bool = field(
+        default=False,
+        metadata={"help": "the best checkpoint must not have the start's HaR@10 raised or gold lowered"},
+    )
+    patience: int = field(
+        default=0, metadata={"help": "stop after that many evaluations without a better one; 0: never"}
+    )
+    probe_requests: int = field(
+        default=256, metadata={"help": "validation requests of KL, entropy and log-probability of D+; 0: none"}
     )
     fused_step: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "read a prompt once for rollouts and loss, where that is the same update"}
@@ -81,7 +121,7 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
             raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
         if self.policy_term not in _POLICY_TERMS:
             raise ConfigError(f"policy_term '{self.policy_term}' is not one of {', '.join(_POLICY_TERMS)}")
-        if self.policy_term == "none" and self.nll_coef == 0:
+        if self.policy_term == "none" and self.nll_coef == 0 and self.page_coef == 0:
             raise ConfigError(
                 "policy_term none leaves the NLL term alone, and nll_coef is 0: nothing is learnt; raise it"
             )
@@ -100,8 +140,6 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
             raise ConfigError("margin_weight and nll_coef are 0: listwise_kl teaches the start to itself; raise one")
         if self.nll_reduction not in ("sum", "mean"):
             raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
-        if self.rollouts not in ("beam", "gumbel"):
-            raise ConfigError(f"rollouts '{self.rollouts}' is not one of beam, gumbel")
         if self.fused_step not in ("auto", "always", "never"):
             raise ConfigError(f"fused_step '{self.fused_step}' is not one of auto, always, never")
         if self.max_positives < 1:
@@ -116,6 +154,19 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
                 raise ConfigError(f"{name} {getattr(self, name)}: beams do not sample token by token; leave it out")
         if self.temperature != 1.0:
             raise ConfigError(f"temperature {self.temperature}: beam rollouts score the policy itself; leave it at 1")
+        refuse_contradictions(self)
+        if self.guard:
+            self.metric_for_best_model = GUARDED
+
+    @property
+    def shaping(self) -> Shaping:
+        """How rewards become advantages."""
+        return Shaping(**{name: getattr(self, name) for name in Shaping.__dataclass_fields__})
+
+    @property
+    def weight_in_check(self) -> float:
+        """The reward's weight where ``check_reward`` re-ranks the start's beams."""
+        return self.margin_weight if self.policy_term == "listwise_kl" else self.check_weight
 
     def _refuse_what_only_grpo_reads(self) -> None:
         for name in _ONLY_GRPO:

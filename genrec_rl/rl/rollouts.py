@@ -1,10 +1,11 @@
-"""Pages to RL prompts, and rollouts to rewards in all their stages.
+"""Pages to RL prompts, prompts to rollouts, and rollouts to rewards in all their stages.
 
 P   prompts        G   rollouts per prompt        L   SID levels
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,11 +13,16 @@ from datasets import Dataset
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from genrec_rl.decoding.beam_search import BeamPlan, Beams, search_from
+from genrec_rl.decoding.sampling import sample_from
 from genrec_rl.models.prompts import PromptEncoder
+from genrec_rl.models.trunk import Trunk
 from genrec_rl.rewards.matching import match_positives
 from genrec_rl.rewards.protocol import Gate, RewardModel
 from genrec_rl.rewards.scoring import pass_gate, score_candidates
 from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.trie import SidTrie
+from genrec_rl.sids.vocab import SidVocab
 from genrec_rl.types import Context, Example, Rollouts
 
 
@@ -31,6 +37,46 @@ def build_prompts(examples: Sequence[Example], encode: Callable[[Context], Int[n
         return {"prompt": [encode(examples[p].context).tolist() for p in pages], "page": pages}
 
     return Dataset.from_dict({"page": np.arange(len(examples))}).with_transform(write)
+
+
+def roll_out_from(
+    model: Any,
+    trunk: Trunk,
+    *,
+    kind: Literal["beam", "gumbel", "sample"],
+    vocab: SidVocab,
+    plan: BeamPlan,
+    trie: SidTrie | None,
+    generator: torch.Generator,
+) -> Beams:
+    """Return a prompt's G rollouts: the best, draws without repeats, or draws with repeats."""
+    if kind == "sample":
+        return sample_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=generator)
+    noise = generator if kind == "gumbel" else None
+    return search_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=noise)
+
+
+def inject_positives(
+    tokens_PGL: Int[Tensor, "P G L"],
+    examples: Sequence[Example],
+    prompts: PromptEncoder,
+    *,
+    seeds: Sequence[Sequence[int]],
+) -> tuple[Int[Tensor, "P G L"], Bool[Tensor, " P"]]:
+    """Put a random positive in the place of the last rollout of every group that holds none; and say where.
+
+    The loss's ratio is 1 for it as for every rollout of the newest policy, so it is weighted as if drawn.
+    """
+    injected = tokens_PGL.clone()
+    is_missed = torch.zeros(len(examples), dtype=torch.bool)
+    for page, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
+        positives = torch.from_numpy(prompts.answer(example.positives).reshape(-1, tokens_PGL.shape[2]))
+        hits = (injected[page].cpu()[:, None] == positives).all(-1)
+        if len(positives) and not hits.any():
+            chosen = np.random.default_rng([*seed, 2]).integers(len(positives))
+            injected[page, -1] = positives[chosen]
+            is_missed[page] = True
+    return injected, is_missed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,10 +119,23 @@ def sample_positives(
         if len(rows) > limit:
             rows = np.random.default_rng(list(seed)).choice(rows, size=limit, replace=False)
         chosen.append(rows)
+    return _as_tokens(chosen, prompts)
+
+
+def page_answers(
+    examples: Sequence[Example], prompts: PromptEncoder, *, limit: int
+) -> tuple[Int[Tensor, "P N L"], Bool[Tensor, "P N"]]:
+    """Write each page's first ``limit`` positives as token ids, in target order (eq. 3); True where one is real."""
+    return _as_tokens([example.positives[:limit] for example in examples], prompts)
+
+
+def _as_tokens(
+    chosen: Sequence[Int[np.ndarray, " m"]], prompts: PromptEncoder
+) -> tuple[Int[Tensor, "P M L"], Bool[Tensor, "P M"]]:
     width = max(1, *map(len, chosen))
     n_levels = prompts.vocab.n_levels
-    tokens = np.tile(prompts.answer(np.array([0])), (len(examples), width, 1))  # (a real SID where there is none)
-    is_positive = np.zeros((len(examples), width), bool)
+    tokens = np.tile(prompts.answer(np.array([0])), (len(chosen), width, 1))  # (a real SID where there is none)
+    is_positive = np.zeros((len(chosen), width), bool)
     for page, rows in enumerate(chosen):
         tokens[page, : len(rows)] = prompts.answer(rows).reshape(-1, n_levels)
         is_positive[page, : len(rows)] = True

@@ -1,6 +1,7 @@
 """Which checkpoint is kept: the best on validation, held against the policy that RL started from."""
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from genrec_rl.decoding import validation
 from genrec_rl.errors import RewardError
 from genrec_rl.models.policy import Policy, load_policy
+from genrec_rl.rl.choices import GUARDED
 from genrec_rl.sids.catalog import Catalog
 
 METRIC = "eval_ndcg@10"
+GUARDS = {"eval_har@10": ("HaR@10", -1.0), "eval_gold_mean@10": ("gold", 1.0)}
+"""What ``guard`` holds against the start where it is measured: its name, and the sign of the better direction."""
 RERANKED, GAIN_ERROR = (f"eval_{name}" for name in (validation.RERANKED, validation.GAIN_ERROR))
 
 
@@ -19,7 +23,8 @@ class RewardCheck(TrainerCallback):
     """Stops a run at step 0 whose reward model orders the start's beams worse than the start does itself.
 
     What such a reward model teaches is not what users took next: the reward would rise, and accuracy fall. Where the
-    difference is within its interval, a warning says so. The reward is looked at as it is, without the gate.
+    difference is within its interval, a warning says so. The reward is looked at behind its gate, as it trains
+    (``rewards.scoring.GatedReward``).
     """
 
     def on_evaluate(
@@ -58,17 +63,52 @@ def keep_best(
     The trainer holds its best checkpoint (``load_best_model_at_end`` by ``METRIC``) or its last one. Where that is
     not better than the evaluation at step 0, the sentence says so, and with ``keep_start`` the start comes back.
     """
-    measured = [(row["step"], row[METRIC]) for row in trainer.state.log_history if METRIC in row]
-    start = next((value for step, value in measured if step == 0), None)
-    later = [(value, step) for step, value in measured if step > 0]
+    measured = [row for row in trainer.state.log_history if METRIC in row]
+    start = next((row for row in measured if row["step"] == 0), None)
+    later = [row for row in measured if row["step"] > 0]
     if start is None or not later:
         return policy, "the last step is kept: nothing was evaluated before and after training"
-    has_best = trainer.args.load_best_model_at_end and trainer.args.metric_for_best_model == METRIC
-    held, step = max(later) if has_best else later[-1]
+    chosen_by = trainer.args.metric_for_best_model
+    has_best = trainer.args.load_best_model_at_end and chosen_by in (METRIC, GUARDED)
+    held = max(later, key=lambda row: (row[chosen_by], row["step"])) if has_best else later[-1]
     which = "the best" if has_best else "the last"
-    numbers = f"validation NDCG@10 {start:.4f} at the start, {held:.4f} at step {step}, {which}"
-    if held > start:
+    numbers = (
+        f"validation NDCG@10 {start[METRIC]:.4f} at the start, {held[METRIC]:.4f} at step {held['step']}, {which}"
+    )
+    broken = []
+    if chosen_by == GUARDED:
+        kept = [row for row in later if not broken_guards(row, start)]
+        broken = broken_guards(held, start)
+        numbers += f" of {len(kept)} among {len(later)} checkpoints that keep the start's {_guards_of(start)}"
+    if held[METRIC] > start[METRIC] and not broken:
         return policy, numbers
+    why = "RL did not help" if not broken else f"all are worse in {' or '.join(broken)}"
     if keep_start:
-        return load_policy(start_dir, catalog=catalog), f"{numbers}: RL did not help, the start is kept"
-    return policy, f"{numbers}: RL did not help, so serve the start ({start_dir})"
+        return load_policy(start_dir, catalog=catalog), f"{numbers}: {why}, the start is kept"
+    return policy, f"{numbers}: {why}, so serve the start ({start_dir})"
+
+
+def broken_guards(row: Mapping[str, float], start: Mapping[str, float]) -> list[str]:
+    """Name what an evaluation has worse than the start: HaR@10 above it, or the gold model's mean below it."""
+    return [
+        f"{name} ({row[key]:.4f}, the start {start[key]:.4f})"
+        for key, (name, sign) in GUARDS.items()
+        if key in start and key in row and sign * (row[key] - start[key]) < 0
+    ]
+
+
+def guarded(measured: Mapping[str, float], history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return NDCG@10, less 1 where a guard is broken, so that any evaluation that keeps them all comes first.
+
+    Args:
+        measured: this evaluation.
+        history: the rows logged before, of which step 0's evaluation is the start.
+    """
+    start = next((row for row in history if row["step"] == 0 and METRIC in row), None)
+    is_broken = start is not None and bool(broken_guards(measured, start))
+    return {GUARDED: measured[METRIC] - is_broken}
+
+
+def _guards_of(start: Mapping[str, float]) -> str:
+    held = [f"{name} {start[key]:.4f}" for key, (name, _) in GUARDS.items() if key in start]
+    return " and ".join(held) or "nothing (HaR was not measured, and there is no gold model)"

@@ -10,7 +10,6 @@ that TRL's shuffling and splitting never tear a group apart.
     P   prompts        G   rollouts per prompt        M   positives per prompt        C   tokens of a SID
 """
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from typing_extensions import override
 
-from genrec_rl.decoding.beam_search import BeamPlan, search_from
+from genrec_rl.decoding.beam_search import BeamPlan, Beams
 from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError, RolloutError
@@ -41,16 +40,26 @@ from genrec_rl.models.prefix_tree import (
 from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
 from genrec_rl.rewards.calibration import calibrate_rewards, log_odds
 from genrec_rl.rl.config import GRPOSRConfig
+from genrec_rl.rl.diagnostics import HackingWatch
 from genrec_rl.rl.fused import fuses
 from genrec_rl.rl.listwise import listwise_kl
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.preference import pair_statistics, preference_metrics
 from genrec_rl.rl.preference_settings import PREFERENCE_TERMS
-from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
+from genrec_rl.rl.rollouts import (
+    RolloutScorer,
+    build_prompts,
+    inject_positives,
+    page_answers,
+    roll_out_from,
+    sample_positives,
+)
+from genrec_rl.rl.selection import guarded
+from genrec_rl.rl.start import Start, StartProbe, draw_requests
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
 from genrec_rl.rl.unified import candidate_list, unified_weights
 from genrec_rl.sft.siblings import Siblings
-from genrec_rl.types import CalibratedRewards, Example, Rollouts
+from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
 _PROMPT_KEYS = ("prompt_ids", "prompt_mask")
@@ -93,11 +102,15 @@ class GRPOSRTrainer(GRPOTrainer):
                 "constrained_rollouts: true, or train it with `recipes/sft.py --softmax vocabulary`"
             )
         self._siblings = Siblings(scorer.catalog, policy.vocab) if softmax == "children" else None
-        self._reference: Any = None
+        if args.page_coef > 0 and policy.prompts.grammar.page_items == "merged":
+            raise ConfigError("page_coef reads a page's finished items as codes, the policy as merged; set it to 0")
+        self._start: Start | None = None
         if args.policy_term in ("listwise_kl", *PREFERENCE_TERMS):
-            self._reference = copy.deepcopy(policy.model).eval().requires_grad_(requires_grad=False)
+            self._start = Start(policy.model, is_adapted=kwargs.get("peft_config") is not None)
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
+        self._batch: tuple[Sequence[Example], Sequence[Sequence[int]]] = ((), ())
+        self._beams: Beams | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
         self._trunk: Trunk | None = None
         self._positive_log_probs: Tensor | None = None
@@ -118,8 +131,10 @@ class GRPOSRTrainer(GRPOTrainer):
             )
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
         self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, softmax)
-        if self._reference is not None:
-            self._reference.to(self.accelerator.device)
+        if validation is not None and isinstance(validation.watch, HackingWatch) and args.probe_requests:
+            requests = draw_requests(validation.examples, n=args.probe_requests,
+                                     process=args.process_index, n_processes=args.world_size)  # fmt: skip
+            validation.watch.probe = StartProbe(self._read_policy, requests, policy.prompts)
 
     def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
         """Search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
@@ -132,27 +147,28 @@ class GRPOSRTrainer(GRPOTrainer):
         if self.is_fused:
             with self.accelerator.autocast():
                 self._trunk = read_trunk(self.model_wrapped, ids, is_prompt)
-        tokens = self._search(ids, is_prompt)
+        self._beams = self._search(ids, is_prompt)
+        tokens = self._beams.tokens_BWL
         if tokens.shape[1] < size:
             raise RolloutError(f"num_generations is {size}, but the catalogue holds {tokens.shape[1]} SIDs; lower it")
+        if self.args.inject_positives:
+            examples, seeds = self._batch
+            tokens, is_missed = inject_positives(tokens, examples, self.policy.prompts, seeds=seeds)
+            self._log_metric("rollout/injected_share", is_missed.float().mean().item())
         return {"prompt_ids": prompts, "completion_ids": tokens.flatten(0, 1).tolist(), "logprobs": None}
 
-    def _search(self, ids: Tensor, is_prompt: Tensor) -> Tensor:
+    def _search(self, ids: Tensor, is_prompt: Tensor) -> Beams:
         with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as wrapped:
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
-            trunk = self._trunk
+            trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
+            settings: dict[str, Any] = {"kind": self.args.rollouts, "vocab": self.policy.vocab, "plan": self._plan}
+            settings |= {"trie": trie, "generator": self._noise()}
             if self.args.rollouts_from == "start":
-                model, trunk = self._reference, None
+                assert self._start is not None
+                with self._start.network(wrapped) as start, self.accelerator.autocast():
+                    return roll_out_from(start, read_trunk(start, ids, is_prompt), **settings)
             with in_eval_mode(model), self.accelerator.autocast():
-                found = search_from(
-                    model,
-                    trunk or read_trunk(model, ids, is_prompt),
-                    vocab=self.policy.vocab,
-                    plan=self._plan,
-                    trie=self.scorer.catalog.trie if self.args.constrained_rollouts else None,
-                    generator=self._noise() if self.args.rollouts == "gumbel" else None,
-                )
-        return found.tokens_BWL
+                return roll_out_from(model, self._trunk or read_trunk(model, ids, is_prompt), **settings)
 
     def _noise(self) -> torch.Generator:
         """Return this step's and this process's source of noise, which a resumed run finds again."""
@@ -169,8 +185,8 @@ class GRPOSRTrainer(GRPOTrainer):
         size = self.num_generations
         tokens_PGL = torch.tensor(completion_ids_list).unflatten(0, (-1, size))
         examples = [self.examples[row["page"]] for row in inputs[::size]]
-        scores = torch.zeros(tokens_PGL.shape[:2])
-        rollouts = resolve(tokens_PGL, scores, vocab=self.policy.vocab, catalog=self.scorer.catalog)
+        assert self._beams is not None
+        rollouts = resolve(tokens_PGL, self._beams.log_probs_BW, vocab=self.policy.vocab, catalog=self.scorer.catalog)
         local = [*self.scorer.score(examples, rollouts), rollouts.rows_PG]
         device = self.accelerator.device
         raw, relevant, hit, rows = (gather(x.to(device).contiguous()) for x in local)
@@ -178,28 +194,40 @@ class GRPOSRTrainer(GRPOTrainer):
         for name, value in rollout_metrics(rewards, rows, n_items=self.scorer.catalog.n_items).items():
             self._metrics["train"][name].append(value)
         self._newest = (examples, rollouts, rewards)
+        self._divisor_P1 = self.args.shaping.divisor(rewards.calibrated_PG, rows != NO_ITEM)
         return rewards.calibrated_PG.reshape(-1, 1)
 
     @override
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Fold TRL's rows to one row a group, and add the page's positives."""
-        output = super()._generate_and_score_completions(inputs)
         size = self.num_generations
+        examples = [self.examples[row["page"]] for row in inputs[::size]]
+        seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[::size]]
+        self._batch = (examples, seeds)
+        output = super()._generate_and_score_completions(inputs)
         for name in _GROUP_KEYS:
             if output.get(name) is not None:
                 output[name] = output[name].unflatten(0, (-1, size))
         for name in _PROMPT_KEYS:
             output[name] = output[name][::size]
-        examples = [self.examples[row["page"]] for row in inputs[::size]]
-        seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[:: self.num_generations]]
         tokens, is_positive = sample_positives(
             examples, self.policy.prompts, limit=self.args.max_positives, seeds=seeds
         )
         extra = {"positive_ids": tokens, "is_positive": is_positive, "group": torch.arange(len(tokens))}
-        if self._reference is not None:
-            assert self._newest is not None
-            first = self.accelerator.process_index * len(tokens)  # rewards are those of all processes
-            extra["values"] = self._newest[2].calibrated_PG[first : first + len(tokens)]
+        assert self._newest is not None
+        _, rollouts, rewards = self._newest
+        first = self.accelerator.process_index * len(tokens)  # rewards are those of all processes
+        here = slice(first, first + len(tokens))
+        if self._start is not None:
+            extra["values"] = rewards.calibrated_PG[here]
+        if not self.args.shaping.is_trls:
+            extra["advantages"] = self.args.shaping.advantages(
+                rewards.calibrated_PG[here].cpu(), rollouts.is_valid_PG, divisor_P1=self._divisor_P1[here].cpu(),
+                log_probs_PG=rollouts.log_probs_PG, tokens_PGC=output["completion_ids"].cpu(), seeds=seeds,
+            )  # fmt: skip
+        if self.args.page_coef > 0:
+            page = page_answers(examples, self.policy.prompts, limit=self.args.max_page_items)
+            extra["page_ids"], extra["is_page_item"] = page
         return output | {name: x.to(self.accelerator.device) for name, x in extra.items()}
 
     @override
@@ -211,10 +239,12 @@ class GRPOSRTrainer(GRPOTrainer):
             order = group.argsort()
             rows = {name: x[order] if torch.is_tensor(x) and x.ndim else x for name, x in rows.items()}
         tokens, is_positive = rows.pop("positive_ids"), rows.pop("is_positive")
+        page = (rows.pop("page_ids"), rows.pop("is_page_item")) if self.args.page_coef > 0 else None
         self._positives = (tokens, is_positive) if self.args.nll_coef > 0 else None
         terms = {"grpo": self._grpo, "listwise_kl": self._listwise_kl, "none": self._nll_alone}
         terms |= dict.fromkeys(PREFERENCE_TERMS, self._preference)
-        loss = terms[self.args.policy_term](model, rows)
+        page_loss = self.args.page_coef * self._page_nll(model, rows, *page) if page is not None else 0.0
+        loss = terms[self.args.policy_term](model, rows) + page_loss
         self._positives = self._trunk = None
         if self.args.nll_coef == 0:
             return loss
@@ -227,6 +257,15 @@ class GRPOSRTrainer(GRPOTrainer):
             nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction, weights_PM=weights)
             self._metrics["train"]["unified/nll"].append(self.accelerator.gather(nll.detach()).mean().item())
         return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
+
+    def _page_nll(self, model: Any, rows: dict[str, Any], tokens_PNC: Tensor, is_item_PN: Tensor) -> Tensor:
+        """Return eq. 4 of the same prompts: the page's positives, each after those before it."""
+        page = tokens_PNC.flatten(1)[:, None]
+        policy = self._log_probs(model, rows["prompt_ids"], rows["prompt_mask"].bool(), page)
+        log_probs = score_branches(policy, page).log_probs_BGC.view(tokens_PNC.shape)
+        nll = positive_nll(log_probs, is_item_PN, reduction=self.args.nll_reduction)
+        self._metrics["train"]["page_nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        return nll / self.current_gradient_accumulation_steps
 
     def _grpo(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Return TRL's policy loss of groups, which it reads one rollout a row."""
@@ -243,7 +282,7 @@ class GRPOSRTrainer(GRPOTrainer):
         rollouts, prompt = rows["completion_ids"], (rows["prompt_ids"], rows["prompt_mask"].bool())
         size = rollouts.shape[1]
         branches = rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
-        reference = self._start(prompt, rollouts)
+        reference = self._read_start(model, prompt, rollouts)
         policy = self._log_probs(model, *prompt, branches)
         self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
         of_rollouts = BranchLogits(policy.first_BV, policy.later_BGWV[:, :size])
@@ -266,7 +305,7 @@ class GRPOSRTrainer(GRPOTrainer):
             scale, imitation = unified_weights(scored.sum(-1), listed, z_max=self.args.z_max)
             self._positive_weights = imitation[:, size:]
             candidates, values, options = branches, listed.values_PN, {"is_candidate_PG": listed.is_candidate_PN}
-        start = score_branches(self._start(prompt, candidates), candidates).log_probs_BGC.sum(-1)
+        start = score_branches(self._read_start(model, prompt, candidates), candidates).log_probs_BGC.sum(-1)
         log_probs = scored[:, : start.shape[1]].sum(-1)
         found = self.args.preference_loss()(log_probs, start, values, **options)
         loss = found.mean(scale)
@@ -276,15 +315,18 @@ class GRPOSRTrainer(GRPOTrainer):
             self._metrics["train"][name].append(value)
         return loss / self.current_gradient_accumulation_steps
 
-    def _start(self, prompt: tuple[Tensor, Tensor], branches: Tensor) -> BranchLogits:
+    def _read_start(self, model: Any, prompt: tuple[Tensor, Tensor], branches: Tensor) -> BranchLogits:
         """Read branches under the policy that RL started from."""
-        with torch.no_grad(), self.accelerator.autocast():
-            logits = branch_logits(self._reference, *prompt, branches)
+        assert self._start is not None
+        trained = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), self._start.network(trained) as start, self.accelerator.autocast():
+            logits = branch_logits(start, *prompt, branches)
         return logits.log_probs(allowed_BGCV=self._allowed(branches))
 
     def _nll_alone(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Score the positives alone: supervised training on the same pages, steps and schedule, as a control."""
-        assert self._positives is not None
+        if self._positives is None:  # nll_coef is 0, and page_coef teaches alone
+            return rows["advantages"].new_zeros(())
         tokens = self._positives[0]
         policy = self._log_probs(model, rows["prompt_ids"], rows["prompt_mask"].bool(), tokens)
         self._positive_log_probs = score_branches(policy, tokens).log_probs_BGC
@@ -299,11 +341,17 @@ class GRPOSRTrainer(GRPOTrainer):
                 logits = branch_logits(model, prompt_ids, is_prompt, branches)
         return logits.log_probs(allowed_BGCV=self._allowed(branches))
 
+    @torch.no_grad()
+    def _read_policy(self, *batch: Tensor) -> BranchLogits:
+        with in_eval_mode(self.policy.model):
+            return self._log_probs(self.policy.model, *(x.to(self.accelerator.device) for x in batch))
+
     def _allowed(self, branches: Tensor) -> Tensor | None:
         """Return which tokens could stand in each branch token's place, for a softmax over children."""
         if self._siblings is None:
             return None
-        rows = self.scorer.catalog.rows_of(self.policy.vocab.codes(branches.cpu()))
+        items = branches.cpu().unflatten(-1, (-1, self.policy.vocab.n_levels))
+        rows = self.scorer.catalog.rows_of(self.policy.vocab.codes(items))
         nodes = torch.from_numpy(self._siblings.nodes[rows.numpy()])
         return self._siblings.of(nodes.flatten()).view(*branches.shape, -1).to(branches.device)
 
@@ -350,6 +398,8 @@ class GRPOSRTrainer(GRPOTrainer):
         assert self.validation is not None
         measured = self.validation.measure(self.accelerator)
         named = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        if self.args.guard:
+            named |= guarded(named, self.state.log_history)
         return EvalLoopOutput(np.empty(0), None, named, len(self.validation.examples))
 
     @override

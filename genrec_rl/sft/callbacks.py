@@ -104,6 +104,23 @@ class TableCallback(TrainerCallback):
             self.tracker.log_table(self.name, self.columns, self.rows(), state.global_step)
 
 
+class EvaluationTableCallback(TrainerCallback):
+    """Logs a table after every evaluation."""
+
+    def __init__(
+        self, tracker: Tracker, *, name: str, columns: Sequence[str], rows: Callable[[], Sequence[Any]]
+    ) -> None:
+        self.tracker, self.name, self.columns, self.rows = tracker, name, columns, rows
+
+    @override
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Log the newest rows."""
+        if state.is_world_process_zero:
+            self.tracker.log_table(self.name, self.columns, self.rows(), state.global_step)
+
+
 def use_progress_bar(trainer: Trainer, shown: Sequence[str]) -> None:
     """Replace the trainer's printed dictionaries by the bar."""
     trainer.remove_callback(ProgressCallback)

@@ -3,15 +3,15 @@ import json
 import pytest
 
 from benchmarks import rl_gain
-from benchmarks.rl.arms import ARMS, PAIRS
-from benchmarks.rl_gain import HERE, Settings, as_markdown, logged, margin_weight, seed_cells
+from benchmarks.rl.arms import ARMS, PAIRS, SIGNS
+from benchmarks.rl_gain import HERE, Settings, as_markdown, judges, logged, margin_weight, seed_cells
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
 from genrec_rl.rl.config import GRPOSRConfig
 from recipes import grpo_sr
 
 
-@pytest.mark.parametrize("data", ["movielens", "beauty"])
+@pytest.mark.parametrize("data", ["movielens", "beauty", "synthetic"])
 @pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.arguments is not None])
 def test_every_arm_is_one_that_the_recipe_takes(tmp_path, data, arm):
     words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), *ARMS[arm].arguments]
@@ -51,6 +51,38 @@ def test_unknown_arm_offers_the_nearest(monkeypatch):
 
 def test_reranking_has_the_weight_of_the_policy_term():
     assert margin_weight(Settings(data="movielens")) == 3.0
+
+
+def test_the_market_is_in_the_key_of_its_cells_alone():
+    assert "market" in seed_cells(Settings(data="synthetic"), 0).sft[0].facts
+    assert "market" not in seed_cells(Settings(), 0).sft[0].facts
+
+
+def test_trees_reward_and_sim_judges_but_on_the_market():
+    words = {}
+    for data in ("movielens", "beauty", "synthetic"):
+        cells = seed_cells(Settings(data=data), 0)
+        words[data] = ["words" in cell.facts for cell in (cells.reward, cells.gold)]
+    assert words == {"movielens": [True, False], "beauty": [True, False], "synthetic": [False, True]}
+    assert judges(Settings(data="synthetic"))["reward"][1] == "reward_models.sim.SIM"
+
+
+def test_signs_are_of_pairs_and_as_the_papers_rows_say():
+    at = {"HR@50": 0, "R@1": 1, "HaR@10": 2}
+    for (a, b), metric, sign in SIGNS:
+        assert (a, b) in PAIRS
+        difference = ARMS[a].paper[at[metric]] - ARMS[b].paper[at[metric]]
+        assert (difference > 0) == (sign == "+")
+
+
+def test_true_preference_and_signs_are_shown_where_they_are_known():
+    row = {"NDCG@10": [0.1], "true_mean@10": [0.4], "distinct@1": [5]}
+    difference = {"HaR@10": {"diff": -0.01, "lo": -0.02, "hi": 0.0}}
+    result = {"command": "x", "commit": "abc", "systems": {"grpo_sr": row}, "paired": {"grpo_sr-grpo": difference}}
+    text = as_markdown(result)
+    assert "true_mean@10" in text
+    assert "true_mean@1 " not in text
+    assert "- grpo_sr - grpo, HaR@10: the paper -, here -0.0100 [-0.0200, +0.0000]" in text
 
 
 def test_metrics_are_read_where_they_were_logged(tmp_path):

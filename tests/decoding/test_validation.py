@@ -62,3 +62,19 @@ class ByRow:
 
     def score(self, contexts, candidates):
         return self.rewards[candidates]
+
+
+def test_a_watch_sees_what_was_recommended_and_adds_its_numbers():
+    seen = []
+
+    def watch(proposals, accelerator):
+        seen.append(proposals)
+        return {"seen": 1.0}
+
+    page = make_example([], [0])
+    validation = Validation([page], Scripted(), beams=10, watch=watch)
+    assert validation.measure(Accelerator(cpu=True))["seen"] == 1
+    assert seen[0].examples == [page]
+    assert (seen[0].free.rows_PG == NO_ITEM).sum() == 5
+    assert Validation([], Scripted(), beams=10, watch=watch).measure(Accelerator(cpu=True))["seen"] == 1
+    assert seen[1] is None

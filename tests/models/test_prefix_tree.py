@@ -3,8 +3,9 @@ import torch
 
 from genrec_rl.models.prefix_tree import (
     as_attention_mask,
-    attached_log_probs,
+    attached_logits,
     branch_log_probs,
+    score_branches,
     tree_layout,
     tree_mask,
     tree_positions,
@@ -70,6 +71,12 @@ def one_by_one(model, prompts, branches):
     return log_probs
 
 
+def on_trunk(model, prompts, branches):
+    """Score branches on prompts that were read before."""
+    logits = attached_logits(model, read_trunk(model, *prompts), branches)
+    return score_branches(logits.log_probs(), branches).log_probs_BGC
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_tree_equals_one_row_per_branch_in_value_and_gradient(policy, attention):
     model = policy.model
@@ -130,7 +137,7 @@ def test_branches_on_a_live_trunk_equal_one_row_per_branch_in_value_and_gradient
     weights = [*model.parameters()]
     expected = one_by_one(model, prompts, branches)
     wanted = torch.autograd.grad(expected.square().sum(), weights)
-    found = attached_log_probs(model, read_trunk(model, *policy.prompts.batch(prompts)), branches).log_probs_BGC
+    found = on_trunk(model, policy.prompts.batch(prompts), branches)
     gradients = torch.autograd.grad(found.square().sum(), weights)
     assert torch.allclose(found, expected, atol=1e-5)
     for one, other in zip(gradients, wanted, strict=True):
@@ -141,7 +148,7 @@ def test_branches_on_a_live_trunk_equal_one_row_per_branch_in_value_and_gradient
 def test_branches_of_one_token_are_predicted_by_the_prompt_alone(policy):
     prompt = policy.prompts.batch([policy.prompts.prompt(make_context([5, 2]))])
     branches = torch.tensor([[[4], [7]]])
-    found = attached_log_probs(policy.model, read_trunk(policy.model, *prompt), branches).log_probs_BGC
+    found = on_trunk(policy.model, prompt, branches)
     expected = policy.model(prompt[0]).logits[0, -1].log_softmax(-1)[[4, 7]]
     assert torch.allclose(found[0, :, 0], expected, atol=1e-5)
 

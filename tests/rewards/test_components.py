@@ -2,7 +2,8 @@ import pytest
 
 from genrec_rl.config import read_block
 from genrec_rl.errors import ConfigError
-from genrec_rl.rewards.components import load_gate, load_reward_model, reward_block
+from genrec_rl.rewards.components import load_gate, load_gold_model, load_reward_model, reward_block
+from reward_models.scripted import Constant
 
 
 def test_a_block_on_the_command_line_is_json():
@@ -41,3 +42,13 @@ def test_reward_dir_without_a_block_is_refused():
 def test_reward_models_folder_must_be_there(tmp_path):
     with pytest.raises(ConfigError, match=r"no folder '.*nowhere'; make it with"):
         reward_block({"class_path": "a.B", "init_args": {"path": str(tmp_path / "nowhere")}})
+
+
+def test_gold_model_is_another_than_the_reward_model_or_none(catalog, tmp_path):
+    for value in (0.4, 0.5):
+        Constant(value).save_pretrained(tmp_path / str(value))
+    block = {"class_path": "reward_models.scripted.Constant", "init_args": {"path": str(tmp_path / "0.5")}}
+    assert load_gold_model("none", against=Constant(0.5), catalog=catalog) is None
+    assert load_gold_model(block, against=Constant(0.4), catalog=catalog).value == 0.5
+    with pytest.raises(ConfigError, match="gold_model is the reward model itself"):
+        load_gold_model(block, against=Constant(0.5), catalog=catalog)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from genrec_rl.errors import RewardError
-from genrec_rl.rewards.scoring import pass_gate, score_candidates
+from genrec_rl.rewards.scoring import GatedReward, pass_gate, score_candidates
 from genrec_rl.types import NO_ITEM, Context
 from tests.fixtures import make_context
 
@@ -119,3 +119,17 @@ def test_a_model_that_raises_is_named():
 
     with pytest.raises(RewardError, match=r"Raising\.score raised IndexError: row 40"):
         score_candidates(Raising(), [make_context([0])], np.array([[1]]))
+
+
+def test_gated_reward_is_the_reward_where_the_gate_is_open_without_the_page():
+    rewards, rows = answer_with(0.75), np.where(ROWS == NO_ITEM, 0, ROWS)
+
+    class HistoryAlone(Answers):
+        def similarity(self, contexts, candidates, positives):
+            assert positives is None
+            return super().similarity(contexts, candidates, positives)
+
+    similar = np.float64([[0.4, 0.5, 0.6], [0.9, 0.1, 0.9]])
+    found = GatedReward(Answers(rewards), HistoryAlone(similar)).score(CONTEXTS, rows)
+    np.testing.assert_array_equal(found, np.float32([[0, 0, 0.25], [0.25, 0, 0.75]]))
+    np.testing.assert_array_equal(GatedReward(Answers(rewards), None).score(CONTEXTS, rows), rewards)

@@ -1,0 +1,65 @@
+import pytest
+
+from genrec_rl.errors import ConfigError
+from genrec_rl.rl.choices import GUARDED
+from genrec_rl.rl.config import GRPOSRConfig
+
+CHOOSING = {
+    "load_best_model_at_end": True, "eval_on_start": True, "metric_for_best_model": "eval_ndcg@10",
+    "eval_strategy": "steps", "eval_steps": 5, "save_steps": 5,
+}  # fmt: skip
+
+
+def config(tmp_path, **settings):
+    return GRPOSRConfig(**{"output_dir": str(tmp_path), "use_cpu": True} | settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"loss_type": "gspo"}, "loss_type 'gspo' is not one of grpo, bnpo"),
+        ({"credit": "token"}, "credit 'token' is not one of"),
+        ({"scale_rewards": "max"}, "scale_rewards 'max'"),
+        ({"min_std": -0.1}, "min_std is -0.1"),
+        ({"page_coef": float("nan")}, "page_coef is nan"),
+        ({"max_page_items": 0}, "max_page_items is 0"),
+        ({"patience": -1}, "patience is -1"),
+        ({"probe_requests": -1}, "probe_requests is -1"),
+        ({"rollouts": "sample", "policy_term": "listwise_kl"}, "set rollouts: gumbel"),
+        ({"rollouts": "sample", "rollout_weights": "policy"}, "set rollouts: beam"),
+        ({"rollout_weights": "policy", "credit": "level"}, "each is a baseline of its own"),
+        ({"rollout_weights": "policy", "inject_positives": True}, "has no log-probability"),
+        ({"credit": "level", "importance_sampling_level": "sequence"}, "mean over tokens"),
+        ({"min_std": 0.1, "scale_rewards": "none"}, "divides by no deviation"),
+        ({"invalid_rollouts": "drop", "constrained_rollouts": True}, "makes no invalid SID"),
+        ({"format_coef": 0.1, "constrained_rollouts": True}, "every format reward is the same"),
+        ({"format_coef": 0.1, "format_rollouts": 17}, r"must lie in 1\.\.16"),
+        ({"min_std": 0.1, "multi_objective_aggregation": "normalize_then_sum"}, "set it to sum_then_normalize"),
+        ({"inject_positives": True, "policy_term": "none"}, "reads no rollouts"),
+        ({"min_std": 0.1, "policy_term": "none"}, "min_std 0.1 is of TRL's policy loss"),
+        ({"loss_type": "cispo"}, "set epsilon_high to 1 or more"),
+        ({"guard": True}, "set load_best_model_at_end and eval_on_start"),
+        (CHOOSING | {"guard": True, "metric_for_best_model": "eval_hr@10"}, "not eval_hr@10"),
+        ({"patience": 2}, "set load_best_model_at_end: true"),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        config(tmp_path, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_guard_chooses_by_its_own_metric_and_reads_back(tmp_path):
+    args = config(tmp_path, guard=True, **CHOOSING)
+    assert args.metric_for_best_model == GUARDED
+    assert args.greater_is_better
+    assert config(tmp_path, guard=True, **CHOOSING | {"metric_for_best_model": GUARDED}).guard
+
+
+def test_each_policy_term_has_its_own_weight_in_the_check(tmp_path):
+    assert config(tmp_path, margin_weight=3.0, check_weight=0.5).weight_in_check == 0.5
+    assert config(tmp_path, margin_weight=3.0, policy_term="listwise_kl").weight_in_check == 3.0
+
+
+def test_page_answers_alone_are_something_to_learn(tmp_path):
+    assert config(tmp_path, policy_term="none", nll_coef=0.0, page_coef=0.5).page_coef == 0.5

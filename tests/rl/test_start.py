@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from genrec_rl.models.prefix_tree import BranchLogits, branch_logits
+from genrec_rl.rl.start import Start, StartProbe, draw_requests, level_kl
+from tests.fixtures import make_example
+
+
+def logs(*tables):
+    first, later = (torch.tensor(table).log() for table in tables)
+    return BranchLogits(first, later)
+
+
+def test_kl_of_a_hand_worked_tree():
+    policy = logs([[0.5, 0.5]], [[[[0.25, 0.75]], [[1.0, 0.0]]]])
+    start = logs([[0.25, 0.75]], [[[[0.25, 0.75]], [[0.5, 0.5]]]])
+    first = 0.5 * torch.tensor(2.0).log() + 0.5 * torch.tensor(2 / 3).log()
+    found = level_kl(policy, start)
+    assert found[0, 0].tolist() == pytest.approx([first.item(), 0.0])
+    assert found[0, 1].tolist() == pytest.approx([first.item(), torch.tensor(2.0).log().item()])
+
+
+def test_tokens_that_neither_may_say_cost_nothing():
+    policy = logs([[1.0, 0.0]], [[[[0.5, 0.5]]]])
+    assert level_kl(policy, policy).tolist() == [[[0.0, 0.0]]]
+
+
+def reader(policy):
+    def read(*batch):
+        with torch.no_grad():
+            return branch_logits(policy.model, *batch).log_probs()
+
+    return read
+
+
+def test_probe_is_zero_at_the_start_and_counts_from_there(policy, examples):
+    probe = StartProbe(reader(policy), examples, policy.prompts, at_once=4)
+    before = probe.columns()
+    assert tuple(before) == probe.names
+    assert before["kl_to_start"].tolist() == [0.0] * 6
+    assert (before["positive_log_prob"] < 0).all()
+    with torch.no_grad():
+        policy.model.model.norm.weight.mul_(1.5)
+    after = probe.columns()
+    assert (after["kl_to_start"] > 0).all()
+    levels = sum(after[f"kl_level_{level}"] for level in (1, 2, 3))
+    assert torch.allclose(after["kl_to_start"], levels)
+    assert (after["entropy_level_1"] < before["entropy_level_1"]).all()  # sharper
+
+
+def test_requests_without_positives_are_left_out(policy):
+    probe = StartProbe(reader(policy), [make_example([1], [], exposed=[2])], policy.prompts)
+    assert probe.columns() == {}
+
+
+def test_processes_share_the_requests_that_one_would_draw(examples):
+    (whole,) = [draw_requests(examples, n=4, process=0, n_processes=1)]
+    parts = [draw_requests(examples, n=4, process=i, n_processes=2) for i in range(2)]
+    assert {id(e) for part in parts for e in part} == {id(e) for e in whole}
+    assert len(whole) == 4
+
+
+def test_copy_stays_where_the_policy_was(policy):
+    start = Start(policy.model, is_adapted=False)
+    with torch.no_grad():
+        policy.model.model.norm.weight.mul_(2)
+    with start.network(policy.model) as network:
+        assert network is not policy.model
+        assert torch.equal(network.model.norm.weight * 2, policy.model.model.norm.weight)
