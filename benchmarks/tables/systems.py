@@ -5,16 +5,17 @@ from typing import Literal
 
 from benchmarks.tables.protocols import PROTOCOLS, VOCABULARY
 
-Kind = Literal["counter", "neural", "policy"]
+Kind = Literal["counter", "neural", "policy", "reranked"]
 
 
 @dataclass(frozen=True, slots=True)
 class SystemSpec:
     """One row of the table.
 
-    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy. ``protocols`` are those it
-    is asked under. ``published`` is the row of a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5,
-    NDCG@5, Recall@10, NDCG@10), to stand beside.
+    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy; recipes/train_xgb.py's for a
+    re-ranked row, which orders the beams of the policy row ``of``. ``protocols`` are those it is asked under.
+    ``published`` is the row of a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5, NDCG@5, Recall@10,
+    NDCG@10), to stand beside.
     """
 
     name: str
@@ -22,6 +23,7 @@ class SystemSpec:
     title: str
     arguments: tuple[str, ...] = ()
     continues_page: bool = False
+    of: str = ""
     protocols: tuple[str, ...] = tuple(PROTOCOLS)
     published: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
 
@@ -39,6 +41,15 @@ WITH_VALID = (
     "--learn_valid", "true", "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
 )  # fmt: skip
 """As the counters that count them: the last weights are taken, since validation can choose none."""
+
+TREES = (
+    "--objective", "rank:ndcg", "--max_requests", "16000", "--learning_rate", "0.05", "--n_trees", "300",
+    "--patience", "300",
+)  # fmt: skip
+"""They learn to order the policy's own proposals, of training requests alone."""
+
+RERANK_WEIGHT = 4.0
+"""Of the trees' log-odds beside the policy's log-probability; chosen on validation (LOG.md)."""
 
 TABLE_1 = (
     SystemSpec("popularity", "counter", "popularity"),
@@ -73,6 +84,8 @@ TABLE_1 = (
     SystemSpec("genrec_wide", "policy", "as genrec_closed, 256 wide",
                ("--target", "page", *CLOSED, *WIDE), continues_page=True),
     SystemSpec("genrec_running_wide", "policy", "running target, merged, 256 wide", ("--target", "running", *WIDE)),
+    SystemSpec("genrec_reranked", "reranked", "two stages: genrec_running_wide, its beams re-ranked by trees",
+               TREES, of="genrec_running_wide", protocols=("loo",)),
     SystemSpec("genrec_running_days", "policy", "running target, merged; reads the request's day",
                ("--target", "running", "--separator", "day")),
 )  # fmt: skip
@@ -107,6 +120,9 @@ PAIRS = (
     ("genrec_running_wide", "genrec_running"),
     ("genrec_wide", "genrec_running_wide"),
     ("genrec_running_wide", "cooccurrence"),
+    ("genrec_reranked", "genrec_running_wide"),
+    ("genrec_reranked", "cooccurrence"),
+    ("genrec_reranked", "cooccurrence_with_valid"),
     ("genrec_running_wide", "sasrec_ce"),
     ("genrec_running_with_valid", "genrec_running"),
     ("genrec_running_with_valid", "cooccurrence_with_valid"),

@@ -5,6 +5,7 @@ from benchmarks import paper_tables
 from benchmarks.paper_tables import Settings, choose_systems, completed, in_order, protocol_cells
 from benchmarks.tables.systems import TABLES
 from genrec_rl.errors import ConfigError
+from reward_models.scripted import Popularity
 from tests.fixtures import make_policy, write_market
 
 
@@ -74,6 +75,30 @@ def test_own_sids_have_their_own_folder():
 def test_what_cannot_be_asked_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         choose_systems(completed(Settings(**settings)))
+
+
+def test_a_reranked_row_brings_its_policy_and_is_made_of_it():
+    def made(**settings):
+        return cells("loo", systems=["genrec_reranked"], seeds=[1], **settings).answers
+
+    assert [name for name, _ in made()] == ["genrec_running_wide", "genrec_reranked"]
+    keys = [made(beams=beams)["genrec_reranked", 1].facts["policy"] for beams in (50, 60)]
+    assert keys[0] != keys[1]
+
+
+def test_a_reranked_row_orders_the_beams_of_its_policy(monkeypatch, tmp_path):
+    _, catalog = write_market(tmp_path)
+    make_policy(catalog).save_pretrained(tmp_path / "genrec_running_wide" / "seed0" / "policy")
+    spec = next(spec for spec in TABLES[1] if spec.kind == "reranked")
+    folder = tmp_path / spec.name / "seed0"
+    Popularity(np.arange(catalog.n_items)).save_pretrained(folder / "reward")
+    monkeypatch.setattr(paper_tables, "TREES_CLASS", "reward_models.scripted.Popularity")
+    monkeypatch.setattr(paper_tables, "RERANK_WEIGHT", 1e6)
+    monkeypatch.setattr(paper_tables, "fit_trees", lambda *_: None)
+    paper_tables.answer(Settings(), "loo", spec, 0, tmp_path / "data", tmp_path / "sids", folder)
+    with np.load(folder / "answers.npz") as kept:
+        assert set(kept) == {"constrained"}
+        assert (np.diff(kept["constrained"][:, :50]) < 0).all()  # the later a row, the more popular
 
 
 def test_no_system_named_is_all_of_them():
