@@ -12,8 +12,8 @@ Kind = Literal["counter", "neural", "policy", "reranked"]
 class SystemSpec:
     """One row of the table.
 
-    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy; recipes/train_xgb.py's for a
-    re-ranked row, which orders the beams of the policy row ``of``. ``protocols`` are those it is asked under.
+    ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy, and recipes/train_xgb.py's
+    for a re-ranked row, which orders the beams of the policy row ``of``. ``protocols`` are those it is asked under.
     ``published`` is the row of a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5, NDCG@5, Recall@10,
     NDCG@10), to stand beside.
     """
