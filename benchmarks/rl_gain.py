@@ -12,8 +12,7 @@ Watch   the bar. A run that was killed goes on where it was; ``--report true`` o
 The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
 trained on the log alone, of the same users. On the synthetic market the two change places, since it has true
 exposures; ``true`` is known of it only: the probability that the user clicks what is shown, by the click model that
-made the log.
-Validation chooses each arm's checkpoint; test is opened for the table.
+made the log. Validation chooses each arm's checkpoint; test is opened for the table.
 """
 
 import json
@@ -58,7 +57,7 @@ JUDGES = {
     "gold": ("recipes/train_reward.py", "reward_models.sim.SIM"),
 }
 OF_MARKET = {"reward": JUDGES["gold"], "gold": JUDGES["reward"]}
-"""A log with true exposures teaches SIM what is liked; proposals that nobody saw teach trees the log."""
+"""A log with true exposures teaches SIM what is liked; of proposals that nobody saw trees learn what was logged."""
 
 
 @dataclass
