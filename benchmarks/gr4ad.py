@@ -1,0 +1,241 @@
+"""What does each part of GR4AD add? The paper's ablation (METHODS 1.7) on public data, in its order.
+
+    python benchmarks/gr4ad.py --data synthetic --seeds 0 1 2
+    python benchmarks/gr4ad.py --data beauty --seeds 0 --input ../shared/data
+
+Reads   a simulated market whose items have copies by several sellers, or Amazon Beauty's pages.
+Writes  runs/gr4ad/<data>/: data, catalogues, policies, the reward model and what each row answered, a folder each,
+        done once; benchmarks/results/gr4ad_<data>.{json,md}.
+Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
+
+Value is price times order on the market, and 1 an order on Beauty, where value@10 is therefore Recall@10. The paper
+trains online on eCPM; here the reward is that of trees on the policy's own proposals, which know what was taken, not
+what it was worth. Speed is that of one thread at 512 beams, in CPU seconds.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from benchmarks.gr4ad_rows import PAIRS, POLICIES, ROWS, SHOWN, Aligned, PolicySpec, Row
+from benchmarks.harness import parse
+from benchmarks.paper_tables import RESULTS, run_script
+from benchmarks.tables.cells import Cell, work_off
+from benchmarks.tables.measure import Columns, Requests, pair, summarise
+from benchmarks.tables.report import as_dict, cell
+from genrec_rl.data.store import load_dataset
+from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
+from genrec_rl.evaluation.policies import BeamOptions, load_recommender
+from genrec_rl.sids.catalog import Catalog
+from genrec_rl.tracking import console, run_recipe, source_commit
+
+RUNS, HERE = Path("runs/gr4ad"), Path(__file__).parent
+MARKET = ("--n_users", "800", "--n_items", "1200", "--n_requests", "8000", "--copies", "4")
+UA_SID = ("--multi_resolution", "true", "--balanced", "true", "--last_level", "hash", "--hash_fields")
+HASHED = {"synthetic": ("seller", "campaign"), "beauty": ("item_id",)}
+MINUTES = {"synthetic": 2.0, "beauty": 15.0}
+FAST_BEAMS = 512
+
+
+@dataclass
+class Settings:
+    """Which data, and how much of the table."""
+
+    data: Literal["synthetic", "beauty"] = field(default="synthetic", metadata={"help": "synthetic | beauty"})
+    input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
+    timed_requests: int = field(default=32, metadata={"help": "test requests that are timed at 512 beams"})
+    report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
+
+
+def main() -> None:
+    settings = parse(Settings)
+    if not settings.report:
+        work_off([cell for seed in settings.seeds for cell in cells_of(settings, seed).values()])
+    report(settings)
+
+
+def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
+    """Return all cells of a seed, in the order of the work; data and catalogues are those of every seed."""
+    root, minutes = RUNS / settings.data, MINUTES[settings.data]
+    facts: dict[str, Any] = {"data": settings.data, "market": MARKET, "hashed": HASHED[settings.data]}
+    cells = {"data": Cell("data", root / "data", facts, partial(prepare, settings), 0.2)}
+    for kind in ("plain", "ua"):
+        folder = root / f"sids_{kind}"
+        cells[f"sids_{kind}"] = Cell(f"{kind} SIDs", folder, facts, partial(build_sids, settings, kind), minutes / 2)
+
+    def seeded(name: str, facts: dict[str, Any], run: Any, minutes: float) -> None:
+        folder = root / name / f"seed{seed}"
+        cells[name] = Cell(f"{name}, seed {seed}", folder, facts, run, minutes)
+
+    for name, spec in POLICIES.items():
+        if isinstance(spec, Aligned) and "reward" not in cells:
+            of_start = {"policy": cells[f"policy_{spec.start}"].key}
+            seeded("reward", facts | of_start, partial(train_reward, settings, spec, seed), minutes / 2)
+        made_with = facts | {"arguments": spec.arguments, "config": config_of(settings, spec).read_text()}
+        if isinstance(spec, Aligned):
+            made_with |= {"start": cells[f"policy_{spec.start}"].key, "reward": cells["reward"].key}
+        seeded(f"policy_{name}", made_with, partial(train, settings, spec, seed), minutes)
+    for row in ROWS:
+        made_with = {"policy": cells[f"policy_{row.policy}"].key, "grows": row.grows, "n": settings.timed_requests}
+        seeded(row.name, made_with, partial(answer, settings, row, seed), minutes / 4)
+    return cells
+
+
+def config_of(settings: Settings, spec: PolicySpec) -> Path:
+    return HERE / ("rl" if isinstance(spec, Aligned) else "tables") / f"{settings.data}.yaml"
+
+
+def prepare(settings: Settings, folder: Path) -> None:
+    source = ["--source", "synthetic", *MARKET]
+    if settings.data == "beauty":
+        source = ["--source", "amazon", "--input", str(Path(settings.input) / "amazon_beauty_2014")]
+    run_script("recipes/prepare.py", *source, "--output_dir", str(folder))
+
+
+def build_sids(settings: Settings, kind: str, folder: Path) -> None:
+    words = [*UA_SID, *HASHED[settings.data]] if kind == "ua" else []
+    data_dir = str(RUNS / settings.data / "data")
+    run_script("recipes/build_sids.py", "--data_dir", data_dir, "--output_dir", str(folder), *words)
+
+
+def stages(settings: Settings, spec: PolicySpec, seed: int) -> list[str]:
+    root = RUNS / settings.data
+    return ["--data_dir", str(root / "data"), "--sid_dir", str(root / f"sids_{spec.sids}"), "--seed", str(seed)]
+
+
+def policy_dir(settings: Settings, name: str, seed: int) -> Path:
+    return RUNS / settings.data / f"policy_{name}" / f"seed{seed}" / "policy"
+
+
+def reward_dir(settings: Settings, seed: int) -> Path:
+    return RUNS / settings.data / "reward" / f"seed{seed}" / "model"
+
+
+def train_reward(settings: Settings, spec: Aligned, seed: int, folder: Path) -> None:
+    """Teach trees what of the start's own proposals was taken."""
+    run_script(
+        "recipes/train_xgb.py", *stages(settings, spec, seed), "--objective", "rank:ndcg",
+        "--policy_dir", str(policy_dir(settings, spec.start, seed)), "--output_dir", str(folder / "model"),
+    )  # fmt: skip
+
+
+def train(settings: Settings, spec: PolicySpec, seed: int, folder: Path) -> None:
+    words = ["--config", str(config_of(settings, spec)), *stages(settings, spec, seed)]
+    if isinstance(spec, Aligned):
+        block = {"class_path": "reward_models.xgb.XGB", "init_args": {"path": str(reward_dir(settings, seed))}}
+        start = str(policy_dir(settings, spec.start, seed))
+        words += ["--policy_dir", start, "--reward_model", json.dumps(block), "--check_reward", "false"]
+    run_script(spec.script, *words, "--output_dir", str(folder / "policy"), *spec.arguments)
+
+
+def answer(settings: Settings, row: Row, seed: int, folder: Path) -> None:
+    """Ask a row's policy for every test page, within the catalogue and freely, and time it at 512 beams."""
+    spec = POLICIES[row.policy]
+    dataset = load_dataset(RUNS / settings.data / "data")
+    catalog = Catalog.load(RUNS / settings.data / f"sids_{spec.sids}")
+    examples = dataset.examples("test", max_history=None)
+
+    def asked(beams: int) -> Any:
+        levels = range(catalog.n_levels)
+        widths = tuple(max(beams >> (levels[-1] - level), 1) for level in levels) if row.grows else None
+        return load_recommender(
+            policy_dir(settings, row.policy, seed),
+            catalog=catalog,
+            options=BeamOptions(batch_size=32, beam_widths=widths),
+        )
+
+    plan = Plan(ks=(10,), beams=64, draws=1)
+    columns: Columns = {}
+    for decoding in ("constrained", "unconstrained"):
+        given = predict(asked(64), examples, name=row.name, decoding=decoding, plan=plan, scorers={})
+        found = measure_requests(
+            given, examples, catalog=catalog, popularity=dataset.popularity, item_values=dataset.item_values, ks=(10,)
+        )
+        is_free = decoding == "unconstrained"
+        columns |= {name: values for name, values in found.items() if name.startswith("HaR") == is_free}
+    speed = requests_per_second(asked(FAST_BEAMS), [e.context for e in examples[: settings.timed_requests]])
+    (folder / "speed.json").write_text(json.dumps({"requests_per_s": speed}))
+    np.savez_compressed(folder / "columns.npz", allow_pickle=False, **columns)
+
+
+def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: int = 3) -> float:
+    """Return requests a CPU second at 512 beams on one thread, the median of some rounds behind one to warm up."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = []
+    for _ in range(rounds + 1):
+        begun = time.process_time()
+        recommender.propose(contexts, widths=recommender.beam_widths or (FAST_BEAMS,) * 3, constrained=True)
+        seconds.append(time.process_time() - begun)
+    torch.set_num_threads(n_threads)
+    return len(contexts) / float(np.median(seconds[1:]))
+
+
+def report(settings: Settings) -> None:
+    """Write the table of all rows that are done."""
+    columns: dict[str, list[Columns]] = {}
+    speeds: dict[str, list[float]] = {}
+    for seed in settings.seeds:
+        for name, made in cells_of(settings, seed).items():
+            if name in {row.name for row in ROWS} and made.record() is not None:
+                with np.load(made.folder / "columns.npz", allow_pickle=False) as arrays:
+                    columns.setdefault(name, []).append(dict(arrays))
+                speeds.setdefault(name, []).append(
+                    json.loads((made.folder / "speed.json").read_text())["requests_per_s"]
+                )
+    if not columns:
+        console.print("nothing is done yet")
+        return
+    dataset = load_dataset(RUNS / settings.data / "data")
+    requests = Requests.of(dataset.examples("test", max_history=None))
+    means = {name: [summarise(seed, requests) for seed in seeds] for name, seeds in columns.items()}
+    systems = {
+        name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]} | {"requests_per_s": speeds[name]}
+        for name, seeds in means.items()
+    }
+    found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": source_commit(),
+        "seeds": settings.seeds,
+        "systems": systems,
+        "paired": {key: {metric: as_dict(x) for metric, x in row.items()} for key, row in found.items()},
+    }
+    file = RESULTS / f"gr4ad_{settings.data}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.with_suffix(".md").write_text(as_markdown(result))
+    console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} rows")
+
+
+def as_markdown(result: Mapping[str, Any]) -> str:
+    """Write the rows in the paper's order, the paper's own numbers, and what each step changed on the same users."""
+    lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
+    lines += [
+        "| | seeds | " + " | ".join(SHOWN) + " | requests/s | paper: revenue, QPS |",
+        "|---" * (len(SHOWN) + 4) + "|",
+    ]
+    for row in ROWS:
+        if row.name in result["systems"]:
+            found = result["systems"][row.name]
+            numbers = [cell(found.get(metric)) for metric in SHOWN]
+            speed = f"{np.mean(found['requests_per_s']):.1f}"
+            cells = [f"**{row.name}**, {row.title}", str(len(found["NDCG@10"])), *numbers, speed, row.paper]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
+    for key, row in result["paired"].items():
+        found = [f"{m} {row[m]['diff']:+.4f} [{row[m]['lo']:+.4f}, {row[m]['hi']:+.4f}]" for m in SHOWN if m in row]
+        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(found)}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_recipe(main)
