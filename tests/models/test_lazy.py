@@ -6,7 +6,7 @@ from genrec_rl.decoding.beam_search import BeamPlan, beam_search, search_from
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.lazy import Fuse, LazyPlaces, append_unfused, read_lazy
 from genrec_rl.models.policy import load_policy
-from genrec_rl.models.prefix_tree import attached_log_probs, branch_log_probs
+from genrec_rl.models.prefix_tree import attached_logits, branch_log_probs, score_branches
 from genrec_rl.models.prompts import PromptGrammar, lazy_ids
 from genrec_rl.models.trunk import Branches, read_trunk
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
@@ -147,7 +147,9 @@ def test_branches_equal_one_row_per_branch_in_value_and_gradient(lazy, attention
     weights = [*model.parameters()]
     expected = one_by_one(model, prompts, branches)
     wanted = torch.autograd.grad(expected.square().sum(), weights)
-    attached = attached_log_probs(model, read_trunk(model, ids, is_prompt), branches)
+    attached = score_branches(
+        attached_logits(model, read_trunk(model, ids, is_prompt), branches).log_probs(), branches
+    )
     for found, _ in (branch_log_probs(model, ids, is_prompt, branches), attached):
         assert torch.allclose(found, expected, atol=1e-5)
         for one, other in zip(torch.autograd.grad(found.square().sum(), weights), wanted, strict=True):
