@@ -41,6 +41,7 @@ def test_deviation_of_the_batch_and_none():
     std = REWARDS.flatten().std().item()
     assert reward_scale(REWARDS, ALL, scale="batch").tolist() == [[pytest.approx(std + 1e-4)]] * 2
     assert reward_scale(REWARDS, ALL, scale="none").tolist() == [[1.0], [1.0]]
+    assert reward_scale(REWARDS, ALL, scale="batch", min_std=0.5).tolist() == [[pytest.approx(0.5001)]] * 2
 
 
 def test_floor_keeps_small_differences_small():

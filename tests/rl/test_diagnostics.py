@@ -77,6 +77,7 @@ def test_proxy_and_gold_of_the_first_ten_and_the_magnets(catalog):
     assert found["R_mean@10"] == pytest.approx(0.05 * 5.5)
     assert found["gold_mean@10"] == pytest.approx(0.01 * 5.5)
     assert found["coverage@10"] == pytest.approx(10 / 12)
+    assert found["distinct@1"] == 1
     assert found["positive_in_group_rate"] == 0.5
     table = looking.magnets([f"title {i}" for i in range(12)])
     assert len(table) == 10
