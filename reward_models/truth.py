@@ -33,7 +33,7 @@ class TruePreference(RewardModel):
     @property
     @override
     def fingerprint(self) -> str:
-        return digest_of({name: getattr(self.market, name).tobytes() for name in Market.names()})
+        return digest_of({name: array.tobytes() for name, array in self.market.arrays().items()})
 
     @override
     def score(self, contexts: Sequence[Context], candidates: Int[np.ndarray, "P G"]) -> Float[np.ndarray, "P G"]:
@@ -44,8 +44,7 @@ class TruePreference(RewardModel):
     @override
     def save_pretrained(self, path: str | Path) -> None:
         Path(path).mkdir(parents=True, exist_ok=True)
-        arrays = {name: getattr(self.market, name) for name in Market.names()}
-        np.savez(Path(path) / _FILE, allow_pickle=False, **arrays)
+        np.savez(Path(path) / _FILE, allow_pickle=False, **self.market.arrays())
 
     @classmethod
     @override

@@ -166,13 +166,15 @@ def test_training_orders_the_pairs_and_leaves_the_start_as_it_was(catalog, examp
         make_policy(catalog), catalog, examples, tmp_path, nll_coef=0.0, policy_term="rspo", preference_beta=1.0,
         per_device_train_batch_size=G * 6, max_steps=25, constrained_rollouts=True, rollouts_from="start",
     )  # fmt: skip
-    before = [weights.clone() for weights in trainer._reference.parameters()]
+    with trainer._start.network(trainer.model) as start:
+        weights = [*start.parameters()]
+    before = [x.clone() for x in weights]
     trainer.train()
     logged = [row for row in trainer.state.log_history if "rspo" in row]
     assert logged[-1]["rspo"] < logged[0]["rspo"]
     assert logged[-1]["preference/ordered_pair_share"] > logged[0]["preference/ordered_pair_share"]
     assert {"preference/tied_group_share", "preference/reference_share"} <= logged[0].keys()
-    assert all(torch.equal(a, b) for a, b in zip(before, trainer._reference.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, weights, strict=True))
 
 
 def test_with_lora_the_reference_is_the_policy_without_it(catalog, examples, tmp_path):

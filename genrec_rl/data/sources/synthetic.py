@@ -86,6 +86,10 @@ class Market:
         """Names of the arrays in ``truth.npz``; ``quality`` is there where copies are sold."""
         return [f.name for f in fields(cls)]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that it has, by name."""
+        return {name: array for name in self.names() if (array := getattr(self, name)) is not None}
+
     def true_preference(
         self,
         users: Shaped[np.ndarray, "..."] | str,
@@ -170,7 +174,7 @@ def make_synthetic(
         items=items,
         page_rule=PAGE_RULE,
         note=NOTE,
-        truth={name: array for name in Market.names() if (array := getattr(market, name)) is not None},
+        truth=market.arrays(),
         value_note=VALUE_NOTE,
     )
 
