@@ -1,0 +1,59 @@
+import pytest
+
+from benchmarks import gr4ad
+from benchmarks.gr4ad import Settings, as_markdown, cells_of, config_of, requests_per_second
+from benchmarks.gr4ad_rows import PAIRS, POLICIES, ROWS, Aligned
+from genrec_rl.decoding.recommender import BeamRecommender
+from tests.fixtures import make_catalog, make_context, make_policy
+
+
+def test_each_policy_is_made_after_what_it_is_made_of():
+    order = [*cells_of(Settings(), 0)]
+    for name, spec in POLICIES.items():
+        before = order[: order.index(f"policy_{name}")]
+        assert f"sids_{spec.sids}" in before
+        assert not isinstance(spec, Aligned) or {f"policy_{spec.start}", "reward"} <= {*before}
+    for row in ROWS:
+        assert f"policy_{row.policy}" in order[: order.index(row.name)]
+
+
+def test_pairs_are_of_rows():
+    names = {row.name for row in ROWS}
+    assert {name for pair in PAIRS for name in pair} <= names
+
+
+def test_a_changed_start_makes_what_follows_again(monkeypatch):
+    before = cells_of(Settings(), 0)
+    changed = dict(POLICIES) | {"vsl": POLICIES["ua_sid"]}
+    monkeypatch.setattr(gr4ad, "POLICIES", changed)
+    after = cells_of(Settings(), 0)
+    moved = {name for name in before if before[name].key != after[name].key}
+    assert moved == {
+        *("policy_vsl", "reward", "policy_vsl_dpo", "policy_vsl_grpo", "policy_vsl_rspo", "policy_unified"),
+        *("policy_lazy_unified", "vsl", "vsl_dpo", "vsl_grpo", "vsl_rspo", "unified", "dynamic", "lazy_ar"),
+    }
+
+
+@pytest.mark.parametrize("data", ["synthetic", "beauty"])
+def test_its_settings_are_those_of_the_tables_and_of_rl(data):
+    assert all(config_of(Settings(data=data), spec).is_file() for spec in POLICIES.values())
+
+
+def test_speed_counts_requests_a_cpu_second():
+    catalog = make_catalog()
+    recommender = BeamRecommender(make_policy(catalog), catalog=catalog, beam_widths=(2, 4, 8))
+    assert requests_per_second(recommender, [make_context([1, 2])] * 3, rounds=1) > 0
+
+
+def test_the_table_holds_rows_in_the_papers_order_and_leaves_out_what_is_not_done():
+    row = {"NDCG@10": [0.1, 0.3], "HaR@10": [0.0, 0.0], "requests_per_s": [10.0, 20.0]}
+    result = {
+        "command": "c", "commit": "0" * 12, "systems": {"vsl": row, "base": row},
+        "paired": {"vsl-base": {"NDCG@10": {"diff": 0.1, "lo": 0.0, "hi": 0.2}}},
+    }  # fmt: skip
+    lines = as_markdown(result).splitlines()
+    assert lines[4].startswith(
+        "| **base**, running target, plain SIDs | 2 | .2000 ± .1414 |  |  | .0000 ± .0000 | 15.0 |"
+    )
+    assert lines[5].startswith("| **vsl**")
+    assert "- vsl - base: NDCG@10 +0.1000 [+0.0000, +0.2000]" in lines
