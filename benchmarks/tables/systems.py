@@ -48,7 +48,7 @@ TREES = (
 )  # fmt: skip
 """They learn to order the policy's own proposals, of training requests alone."""
 
-RERANK_WEIGHT = 4.0
+RERANK_WEIGHT = 3.0
 """Of the trees' log-odds beside the policy's log-probability; chosen on validation (LOG.md)."""
 
 TABLE_1 = (
