@@ -105,8 +105,11 @@ def measure(answers: Answers, requests: Requests) -> Columns:
 
 
 def summarise(columns: Columns, requests: Requests) -> dict[str, float]:
-    """Return means: of all metrics over all requests, and of the main ones over each stratum."""
-    means = {name: float(values.mean()) for name, values in columns.items()}
+    """Return means: of all metrics over all requests, and of the main ones over each stratum.
+
+    A request that a metric says nothing of is NaN and left out: value@K of a page that was worth nothing.
+    """
+    means = {name: float(np.nanmean(values)) for name, values in columns.items()}
     for suffix, is_in in requests.strata.items():
         means |= {name + suffix: float(columns[name][is_in].mean()) for name in BY_STRATUM}
     return means

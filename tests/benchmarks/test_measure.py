@@ -56,6 +56,11 @@ def test_strata_hold_their_own_requests():
     assert means["NDCG@10"] == pytest.approx((1 / np.log2(3) + 1) / 2)
 
 
+def test_requests_that_a_metric_says_nothing_of_are_left_out_of_its_mean():
+    columns = measure(Answers(ROWS), REQUESTS) | {"value@10": np.array([np.nan, 0.5])}
+    assert summarise(columns, REQUESTS)["value@10"] == 0.5
+
+
 def test_strata_divide_by_day_and_by_number_of_positives():
     requests = replace(REQUESTS, positives=[np.array([3]), np.array([5, 6])])
     assert {name: part.tolist() for name, part in requests.strata.items()} == {
