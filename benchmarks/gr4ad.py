@@ -14,7 +14,6 @@ what it was worth. Speed is that of one thread at 512 beams, in CPU seconds.
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +29,12 @@ from benchmarks.harness import parse
 from benchmarks.paper_tables import RESULTS, run_script
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
-from benchmarks.tables.report import as_dict, cell
+from benchmarks.tables.report import as_result, cell
 from genrec_rl.data.store import load_dataset
 from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import console, run_recipe, source_commit
+from genrec_rl.tracking import console, run_recipe
 
 RUNS, HERE = Path("runs/gr4ad"), Path(__file__).parent
 MARKET = ("--n_users", "800", "--n_items", "1200", "--n_requests", "8000", "--copies", "4")
@@ -213,13 +212,7 @@ def report(settings: Settings) -> None:
         for name, seeds in means.items()
     }
     found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": source_commit(),
-        "seeds": settings.seeds,
-        "systems": systems,
-        "paired": {key: {metric: as_dict(x) for metric, x in row.items()} for key, row in found.items()},
-    }
+    result = as_result(systems, found, seeds=settings.seeds)
     file = RESULTS / f"gr4ad_{settings.data}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))

@@ -16,7 +16,6 @@ made the log. Validation chooses each arm's checkpoint; test is opened for the t
 """
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,7 +33,7 @@ from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, SIGNS, TRUE, Arm
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.report import as_dict, cell, number
+from benchmarks.tables.report import as_result, cell, number
 from benchmarks.tables.systems import TABLE_1
 from genrec_rl.config import nearest
 from genrec_rl.data.store import load_dataset
@@ -45,7 +44,7 @@ from genrec_rl.evaluation.evaluate import PAIR, Decoding, Plan, measure_catalogu
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
 from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import console, run_recipe, source_commit
+from genrec_rl.tracking import console, run_recipe
 
 mpl.use("Agg")
 RUNS = Path("runs/rl")
@@ -234,13 +233,7 @@ def report(settings: Settings) -> None:
         for name, seeds in means.items()
     }
     found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": source_commit(),
-        "seeds": settings.seeds,
-        "systems": systems,
-        "paired": {key: {metric: as_dict(x) for metric, x in row.items()} for key, row in found.items()},
-    }
+    result = as_result(systems, found, seeds=settings.seeds)
     suffix = "" if settings.protocol == "pages" else f"_{settings.protocol}"
     file = paper_tables.RESULTS / f"rl_{settings.data}{suffix}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")

@@ -31,13 +31,8 @@ def tabulate(answers: Mapping[str, Mapping[str, Mapping[int, Answers]]], request
         Each system's metrics, one number a seed, and the paired differences. Leave-one-out metrics stand under their
         own names, those of other protocols behind their prefix.
     """
-    result: Result = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": source_commit(),
-        "seeds": sorted({seed for systems in answers.values() for given in systems.values() for seed in given}),
-        "systems": {},
-        "paired": {},
-    }
+    seeds = {seed for systems in answers.values() for given in systems.values() for seed in given}
+    result = as_result({}, {}, seeds=sorted(seeds))
     for protocol, systems in answers.items():
         asked, prefix = requests[protocol], PROTOCOLS[protocol].prefix
         columns = {name: [measure(given, asked) for given in seeds.values()] for name, seeds in systems.items()}
@@ -64,6 +59,22 @@ def write_table(result: Result, specs: Sequence[SystemSpec], file: Path) -> None
 def rows_of(result: Result, specs: Sequence[SystemSpec], asked: Protocol) -> list[SystemSpec]:
     """Return the systems that a protocol has numbers of, in the table's order."""
     return [spec for spec in specs if asked.prefix + asked.shown[0] in result["systems"].get(spec.name, {})]
+
+
+def as_result(
+    systems: dict[str, dict[str, list[float]]],
+    paired: Mapping[str, Mapping[str, Interval]],
+    *,
+    seeds: Sequence[int],
+) -> Result:
+    """Return what a result file holds: the command and commit that made it, one number a seed, and differences."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": source_commit(),
+        "seeds": list(seeds),
+        "systems": systems,
+        "paired": {key: {metric: as_dict(x) for metric, x in row.items()} for key, row in paired.items()},
+    }
 
 
 def as_dict(interval: Interval) -> dict[str, float]:

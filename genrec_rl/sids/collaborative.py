@@ -64,7 +64,7 @@ class Pairs(Protocol):
         ...
 
     def relation(self, n_items: int) -> csr_matrix:
-        """Return the symmetric (n, n) relation "the same item, or partners somewhere"."""
+        """Return the symmetric (n, n) relation that ``batch_loss`` wants to know of its items."""
         ...
 
     def batch_loss(
