@@ -81,7 +81,8 @@ class Bert4Rec(FullRanker):
 
     def states(self, batch: Batch) -> Float[Tensor, "B T D"]:
         """Return what each position says of the item that stands there."""
-        from_newest_BT = (batch.lengths_B.unsqueeze(1) - 1 - torch.arange(batch.items_BT.shape[1])).clamp(min=0)
+        place_T = torch.arange(batch.items_BT.shape[1], device=self.device)
+        from_newest_BT = (batch.lengths_B.unsqueeze(1) - 1 - place_T).clamp(min=0)
         output = self.bert(
             input_ids=batch.items_BT, attention_mask=batch.is_item_BT.long(), position_ids=from_newest_BT
         )
@@ -97,7 +98,7 @@ class Bert4Rec(FullRanker):
     def scores(self, batch: Batch) -> Float[Tensor, "B N"]:
         """Append a mask to each history, and return every item's score for its place."""
         asked = with_mask(batch, self.mask_token)
-        rows = torch.arange(len(asked.items_BT))
+        rows = torch.arange(len(asked.items_BT), device=self.device)
         return self.states(asked)[rows, batch.lengths_B] @ self.item_weight.T
 
 
@@ -111,11 +112,11 @@ def with_mask(batch: Batch, mask_token: int) -> Batch:
 
 def draw_masks(batch: Batch, settings: Bert4RecSettings, rng: np.random.Generator) -> Bool[Tensor, "B T"]:
     """Draw which items are hidden; every sequence has at least one, the last where no other was drawn."""
-    is_item_BT = batch.is_item_BT
-    draws_BT = torch.from_numpy(rng.random(is_item_BT.shape))
-    last_only_B1 = torch.from_numpy(rng.random((len(is_item_BT), 1))) < settings.last_only
+    is_item_BT, device = batch.is_item_BT, batch.items_BT.device
+    draws_BT = torch.from_numpy(rng.random(is_item_BT.shape)).to(device)
+    last_only_B1 = torch.from_numpy(rng.random((len(is_item_BT), 1))).to(device) < settings.last_only
     is_masked_BT = (draws_BT < settings.mask_share) & is_item_BT & ~last_only_B1
-    is_last_BT = torch.arange(is_item_BT.shape[1]) == batch.lengths_B.unsqueeze(1) - 1
+    is_last_BT = torch.arange(is_item_BT.shape[1], device=device) == batch.lengths_B.unsqueeze(1) - 1
     return is_masked_BT | (is_last_BT & ~is_masked_BT.any(1, keepdim=True))
 
 

@@ -70,7 +70,7 @@ class HstuLayer(nn.Module):
         values, queries, keys = (
             t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (values_BTD, queries_BTD, keys_BTD)
         )
-        position = torch.arange(x_BTD.shape[1])
+        position = torch.arange(x_BTD.shape[1], device=x_BTD.device)
         distance_TT = position.unsqueeze(1) - position
         bias = self.position_bias[:, distance_TT.clamp(min=0)] + self.time_bias[:, buckets_BTT].transpose(0, 1)
         attention = functional.silu(queries @ keys.transpose(2, 3) + bias).masked_fill(distance_TT < 0, 0) / self.n

@@ -47,7 +47,8 @@ class FullRanker(Baseline):
         """Yield the mean loss over what each batch of windows predicts."""
         windows = self._windows
         for chosen in shuffled_batches(windows.lengths, batch_size=self.settings.batch_size, rng=rng):
-            yield self.loss(gather(windows, windows.offsets[chosen], windows.offsets[chosen + 1]), rng)
+            batch = gather(windows, windows.offsets[chosen], windows.offsets[chosen + 1])
+            yield self.loss(batch.to(self.device), rng)
 
     def loss(self, batch: Batch, rng: np.random.Generator) -> Float[Tensor, ""]:
         """Return the mean loss of a batch of windows."""
@@ -64,7 +65,7 @@ class FullRanker(Baseline):
         parts = []
         for group in groups:
             batch = context_batch([contexts[i] for i in group], max_history=self.settings.max_history)
-            parts.append(full_ranking(self.scores(batch), self._codes_NL, k=k))
+            parts.append(full_ranking(self.scores(batch.to(self.device)), self._codes_NL, k=k))
         return in_order(parts, groups)
 
 
@@ -99,7 +100,8 @@ class NextItemModel(FullRanker):
     def scores(self, batch: Batch) -> Float[Tensor, "B N"]:
         """Return the score of every item as the next one."""
         states_BTD = self.states(batch)
-        last_BD = states_BTD[torch.arange(len(states_BTD)), batch.lengths_B - 1]
+        rows_B = torch.arange(len(states_BTD), device=states_BTD.device)
+        last_BD = states_BTD[rows_B, batch.lengths_B - 1]
         return last_BD @ self.items.weight.T
 
 

@@ -71,7 +71,7 @@ class SasRec(NextItemModel):
         """Return the last layer's output, normalised."""
         n_positions = batch.items_BT.shape[1]
         x_BTD = self.dropout(self.embed(batch.items_BT) + self.positions.weight[:n_positions])
-        causal_TT = nn.Transformer.generate_square_subsequent_mask(n_positions)
+        causal_TT = nn.Transformer.generate_square_subsequent_mask(n_positions, device=x_BTD.device)
         for block in self.blocks:
             x_BTD = block(x_BTD, src_mask=causal_TT, is_causal=True)
         return self.norm(x_BTD)
@@ -92,15 +92,16 @@ def draw_negatives(batch: Batch, *, n_items: int, rng: np.random.Generator) -> I
     Raises:
         ConfigError: when a window may hold the whole catalogue.
     """
-    items_BT = batch.items_BT
+    items_BT, device = batch.items_BT, batch.items_BT.device
     if items_BT.shape[1] >= n_items:
         raise ConfigError(f"a window of {items_BT.shape[1]} may hold all {n_items} items; lower max_history")
-    rows_n = torch.arange(len(items_BT)).unsqueeze(1).expand_as(batch.is_item_BT)[:, 1:][batch.is_item_BT[:, 1:]]
+    is_next_BT = batch.is_item_BT[:, 1:]
+    rows_n = torch.arange(len(items_BT), device=device).unsqueeze(1).expand_as(is_next_BT)[is_next_BT]
     # A padded place repeats the window's first item: row 0, which pads, may be drawn.
     known_BT = torch.where(batch.is_item_BT, items_BT, items_BT[:, :1])
-    negatives_n = torch.from_numpy(rng.integers(n_items, size=len(rows_n)))
+    negatives_n = torch.from_numpy(rng.integers(n_items, size=len(rows_n))).to(device)
     while len(clashes := (known_BT[rows_n] == negatives_n.unsqueeze(1)).any(1).nonzero().squeeze(1)):
-        negatives_n[clashes] = torch.from_numpy(rng.integers(n_items, size=len(clashes)))
+        negatives_n[clashes] = torch.from_numpy(rng.integers(n_items, size=len(clashes))).to(device)
     return negatives_n
 
 

@@ -68,7 +68,8 @@ class Batch:
     @property
     def is_item_BT(self) -> Bool[Tensor, "B T"]:
         """Whether a position holds an item, not padding."""
-        return torch.arange(self.items_BT.shape[1]) < self.lengths_B.unsqueeze(1)
+        place_T = torch.arange(self.items_BT.shape[1], device=self.items_BT.device)
+        return place_T < self.lengths_B.unsqueeze(1)
 
     @property
     def inputs(self) -> "Batch":
@@ -79,6 +80,10 @@ class Batch:
     def next_items(self) -> Int64[Tensor, " targets"]:
         """What follows each item of ``inputs``, row after row."""
         return self.items_BT[:, 1:][self.is_item_BT[:, 1:]]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the same on a device."""
+        return Batch(self.items_BT.to(device), self.times_BT.to(device), self.lengths_B.to(device))
 
 
 def training_sequences(dataset: Dataset) -> Sequences:
@@ -153,7 +158,7 @@ def by_length(contexts: Sequence[Context], *, batch_size: int) -> list[Int64[np.
 
 
 def full_ranking(scores_PN: Float[Tensor, "P N"], codes_NL: Int64[Tensor, "N L"], *, k: int) -> Rollouts:
-    """Return each request's k best items, with the log of the softmax over all items.
+    """Return each request's k best items, with the log of the softmax over all items, on the CPU.
 
     Raises:
         ConfigError: for more candidates than items.
@@ -162,4 +167,5 @@ def full_ranking(scores_PN: Float[Tensor, "P N"], codes_NL: Int64[Tensor, "N L"]
         raise ConfigError(f"{k} candidates asked of {scores_PN.shape[1]} catalogue items; lower beams")
     best_PK, rows_PK = scores_PN.topk(k, dim=1)
     log_probs_PK = best_PK - scores_PN.logsumexp(dim=1, keepdim=True)
+    rows_PK, log_probs_PK = rows_PK.cpu(), log_probs_PK.cpu()
     return Rollouts(sids_PGL=codes_NL[rows_PK], rows_PG=rows_PK, log_probs_PG=log_probs_PK)

@@ -68,6 +68,8 @@ DEFAULTS = TigerSettings(
 class Tiger(Baseline):
     """T5 over SID tokens: token ``1 + offset of the level + code`` for each level of each item."""
 
+    _tokens_NL: Tensor
+
     def __init__(self, sequences: Sequences, catalog: Catalog, settings: TigerSettings) -> None:
         n_targets = int(sequences.lengths.sum()) - len(sequences)
         super().__init__(settings, n_batches=-(-n_targets // settings.batch_size))
@@ -75,7 +77,8 @@ class Tiger(Baseline):
         self.catalog, self._sequences = catalog, sequences
         self._code_starts = [1, *(1 + np.cumsum(catalog.codebook_sizes)).tolist()]
         starts_L = torch.tensor(self._code_starts[:-1])
-        self._tokens_NL = torch.from_numpy(catalog.codes.astype(np.int64)) + starts_L
+        tokens_NL = torch.from_numpy(catalog.codes.astype(np.int64)) + starts_L
+        self.register_buffer("_tokens_NL", tokens_NL, persistent=False)
         # A target is each item of a sequence but its first; its history begins max_history items before it.
         starts_of_own = np.repeat(sequences.offsets[:-1], sequences.lengths)
         places = np.arange(len(sequences.items))
@@ -101,10 +104,10 @@ class Tiger(Baseline):
         """Yield the mean cross-entropy of the target's tokens over each batch."""
         targets, begins = self._targets, self._begins
         for chosen in shuffled_batches(targets - begins, batch_size=self.settings.batch_size, rng=rng):
-            batch = gather(self._sequences, begins[chosen], targets[chosen])
-            labels_BL = self._tokens_NL[torch.from_numpy(self._sequences.items[targets[chosen]])]
+            batch = gather(self._sequences, begins[chosen], targets[chosen]).to(self.device)
+            labels_BL = self._tokens_NL[torch.from_numpy(self._sequences.items[targets[chosen]]).to(self.device)]
             input_ids, attention_mask = self._read(batch)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
                 loss = self.t5(input_ids=input_ids, attention_mask=attention_mask, labels=labels_BL).loss
             yield loss
 
@@ -121,9 +124,9 @@ class Tiger(Baseline):
             raise ConfigError(f"{k} beams asked of {self.catalog.trie.n_sids} distinct SIDs; lower beams")
         groups = by_length(contexts, batch_size=self.settings.requests_at_once)
         max_history = self.settings.max_history
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.bf16):
             parts = [
-                self._search(context_batch([contexts[i] for i in group], max_history=max_history), width=k)
+                self._search(context_batch([contexts[i] for i in group], max_history=max_history).to(self.device), k)
                 for group in groups
             ]
         return in_order(parts, groups)
@@ -131,7 +134,7 @@ class Tiger(Baseline):
     def log_probs(self, batch: Batch, sids_BL: Int64[Tensor, "B L"]) -> Float[Tensor, " B"]:
         """Return the log-probability of one SID for each history: what the beams' scores are."""
         input_ids, attention_mask = self._read(batch)
-        labels_BL = sids_BL + torch.tensor(self._code_starts[:-1])
+        labels_BL = sids_BL + torch.tensor(self._code_starts[:-1], device=self.device)
         logits_BLV = self.t5(input_ids=input_ids, attention_mask=attention_mask, labels=labels_BL).logits
         return logits_BLV.float().log_softmax(2).gather(2, labels_BL.unsqueeze(2)).squeeze(2).sum(1)
 
@@ -141,14 +144,15 @@ class Tiger(Baseline):
         mask_BTL = batch.is_item_BT.long().repeat_interleave(self.catalog.n_levels, dim=1)
         return tokens_BTL.flatten(1), mask_BTL
 
-    def _search(self, batch: Batch, *, width: int) -> Rollouts:
+    def _search(self, batch: Batch, width: int) -> Rollouts:
         """Beam search over the trie; the encoder runs once, and only its keys and values are repeated."""
-        trie, n_rows = self.catalog.trie, len(batch.items_BT)
+        trie, n_rows, device = self.catalog.trie, len(batch.items_BT), self.device
         input_ids, mask = self._read(batch)
         encoded = self.t5.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        nodes = torch.zeros(n_rows, 1, dtype=torch.long)
-        scores, sids = torch.zeros(n_rows, 1), torch.zeros(n_rows, 1, 0, dtype=torch.long)
-        tokens, cache = torch.full((n_rows, 1), START), None
+        nodes = torch.zeros(n_rows, 1, dtype=torch.long, device=device)
+        scores = torch.zeros(n_rows, 1, device=device)
+        sids = torch.zeros(n_rows, 1, 0, dtype=torch.long, device=device)
+        tokens, cache = torch.full((n_rows, 1), START, device=device), None
         for level, start in enumerate(self._code_starts[:-1]):
             n_beams = nodes.shape[1]
             out = self.t5(
@@ -165,13 +169,14 @@ class Tiger(Baseline):
             of_parent = best.parents.unsqueeze(2).expand(-1, -1, level)
             sids = torch.cat([sids.gather(1, of_parent), best.codes.unsqueeze(2)], dim=2)
             tokens = (best.codes + start).view(-1, 1)
-            parents = (torch.arange(n_rows).unsqueeze(1) * n_beams + best.parents).flatten()
+            parents = (torch.arange(n_rows, device=device).unsqueeze(1) * n_beams + best.parents).flatten()
             cache.self_attention_cache.reorder_cache(parents)
             # Beams of one request have equal keys and values of the encoder, in whatever order: copied as beams grow.
             if nodes.shape[1] != n_beams:
                 cache.cross_attention_cache.reorder_cache(parents)
                 encoded, mask = encoded[parents], mask[parents]
-        return Rollouts(sids_PGL=sids, rows_PG=self.catalog.rows_of(sids), log_probs_PG=scores)
+        sids = sids.cpu()
+        return Rollouts(sids_PGL=sids, rows_PG=self.catalog.rows_of(sids), log_probs_PG=scores.cpu())
 
 
 def fit_tiger(

@@ -82,6 +82,11 @@ class Baseline(nn.Module):
         super().__init__()
         self.settings, self.n_batches = settings, n_batches
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
     def losses(self, rng: np.random.Generator) -> Iterator[Tensor]:
         """Yield the loss of each of an epoch's batches; ``rng`` draws order, masks and negatives."""
         raise NotImplementedError
@@ -103,10 +108,13 @@ def fit(
 ) -> B:
     """Train a model in place and return it, in evaluation mode, with the weights of its best validation.
 
+    On the GPU where there is one, and there it stays.
+
     The caller seeds torch before it makes the model; here ``seed`` draws the batches, and torch's generator
     goes on with dropout, so that two fits with one seed are equal.
     """
     settings = model.settings
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate)
     scheduler = get_scheduler(settings.schedule, optimizer, settings.warmup_steps, settings.epochs * model.n_batches)

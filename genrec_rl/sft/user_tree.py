@@ -14,7 +14,7 @@ Windows differ in length, so several of a batch share a row, blind to each other
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float32, Int
 from torch import Tensor
 
 from genrec_rl.errors import ConfigError
@@ -36,6 +36,8 @@ from genrec_rl.sft.worth import Worth
 COLUMNS = ("input_ids", "position_ids", "owner", "limit", "shift_labels", "node")
 KEPT_ROWS = 1 << 15
 """Windows whose rows are kept for the next epoch, at 2 to 13 KB each: less than half a gigabyte."""
+KEPT_BRANCHES = 1 << 18
+"""Answers that are kept, at about half a kilobyte each."""
 ROOM = 1.5
 """Width of a batch's rows in longest windows, at most: padding falls with it, the square of attention grows."""
 
@@ -70,19 +72,51 @@ def cut_windows(answers: Answers, *, max_history: int) -> list[Window]:
     return windows
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Branch:
+    """One answer, whatever it hangs on: its labels, what is read in their places, and the prefixes they go on from.
+
+    ``nodes`` are 0 where nothing is chosen among siblings; ``weights`` are None where all labels weigh the same.
+    """
+
+    labels: Int[np.ndarray, " c"]
+    read: Int[np.ndarray, " c"]
+    nodes: Int[np.ndarray, " c"]
+    weights: Float32[np.ndarray, " c"] | None
+
+
+def branches(
+    answers: Answers, prompts: PromptEncoder, siblings: Siblings | None = None, worth: Worth | None = None
+) -> Callable[[int], Branch]:
+    """Return what writes the i-th answer, and keeps it: histories are thinned anew each epoch, answers are not.
+
+    With ``siblings`` an answer ends where the rest is certain. With ``worth`` it has weights, and may end with its
+    value token.
+    """
+
+    @lru_cache(maxsize=KEPT_BRANCHES)
+    def branch_of(i: int) -> Branch:
+        value_tokens = None if worth is None else worth.value_tokens(i)
+        labels, read, nodes = _branch(answers.items(i), prompts, siblings, value_tokens)
+        weights = None
+        if worth is not None:
+            weights = worth.token_weights(i, n_levels=prompts.vocab.n_levels)[: len(labels)]
+        return Branch(labels, read, nodes, weights)
+
+    return branch_of
+
+
 def tree_row(
     answers: Answers,
     window: Window,
     prompts: PromptEncoder,
-    siblings: Siblings | None = None,
+    branch_of: Callable[[int], Branch],
     kept: Bool[np.ndarray, " h"] | None = None,
-    worth: Worth | None = None,
 ) -> dict[str, np.ndarray]:
     """Write one window as parallel arrays, one entry a place: see ``COLUMNS`` and ``prefix_tree.tree_mask``.
 
-    ``node`` is the prefix that a label goes on from; without ``siblings`` 0. With them an answer ends where the
-    rest is certain. With ``kept`` the trunk has those history items alone, and an answer knows the kept ones of
-    what it knew. With ``worth`` there is a column ``weights``, and an answer may end with its value token.
+    With ``kept`` the trunk has those history items alone, and an answer knows the kept ones of what it knew. There
+    is a column ``weights`` where answers have them.
     """
     history = answers.history(window.start, window.end, time=answers.time(window.answers[-1]))
     n_kept = np.arange(len(history.history) + 1)
@@ -104,25 +138,23 @@ def tree_row(
         if prompts.grammar.separator == "day" and n_known:
             newest = history.history_times[n_known - 1 : n_known]
             begins_with = prompts.separators(newest, np.array([answers.time(i)]))
-        answer, read, node = _branch(
-            answers.items(i), prompts, siblings, None if worth is None else worth.value_tokens(i)
-        )
-        weight = np.ones(len(answer), np.float32)
-        if worth is not None:
-            weight = worth.token_weights(i, n_levels=prompts.vocab.n_levels)[: len(answer)]
+        answer = branch_of(i)
+        n_labels = len(answer.labels)
         is_the_trunks = begins_with[0] == trunk[hangs_at] and trunk_labels[hangs_at] == IGNORED
-        skipped = int(len(answer) > 0 and is_the_trunks)
+        skipped = int(n_labels > 0 and is_the_trunks)
         if skipped:
-            trunk_labels[hangs_at], trunk_nodes[hangs_at], trunk_weights[hangs_at] = answer[0], node[0], weight[0]
-        ids.append(np.concatenate([begins_with, read])[:-1][skipped:])
-        positions.append(hangs_at + np.arange(skipped, len(answer)))
-        owners.append(np.full(len(answer) - skipped, branch))
-        limits.append(np.full(len(answer) - skipped, hangs_at + skipped))
-        labels.append(answer[skipped:])
-        nodes.append(node[skipped:])
-        weights.append(weight[skipped:])
+            trunk_labels[hangs_at], trunk_nodes[hangs_at] = answer.labels[0], answer.nodes[0]
+        ids.append(np.concatenate([begins_with, answer.read])[:-1][skipped:])
+        positions.append(hangs_at + np.arange(skipped, n_labels))
+        owners.append(np.full(n_labels - skipped, branch))
+        limits.append(np.full(n_labels - skipped, hangs_at + skipped))
+        labels.append(answer.labels[skipped:])
+        nodes.append(answer.nodes[skipped:])
+        if answer.weights is not None:
+            trunk_weights[hangs_at] = answer.weights[0] if skipped else trunk_weights[hangs_at]
+            weights.append(answer.weights[skipped:])
     columns = dict(zip(COLUMNS, (ids, positions, owners, limits, labels, nodes), strict=True))
-    if worth is not None:
+    if len(weights) > 1:
         columns["weights"] = weights
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
@@ -177,16 +209,18 @@ def build_trees(
         )
     windows = cut_windows(answers, max_history=prompts.grammar.max_history)
 
+    branch_of = branches(answers, prompts, siblings, worth)
+
     @lru_cache(maxsize=KEPT_ROWS)
     def row_of(i: int) -> dict[str, np.ndarray]:
-        row = tree_row(answers, windows[i], prompts, siblings, worth=worth)
+        row = tree_row(answers, windows[i], prompts, branch_of)
         for values in row.values():
             values.flags.writeable = False
         return row
 
     def thinned(i: int) -> dict[str, np.ndarray]:
         kept = draw_kept(windows[i].end - windows[i].start, dropout=history_dropout)
-        return tree_row(answers, windows[i], prompts, siblings, kept, worth)
+        return tree_row(answers, windows[i], prompts, branch_of, kept)
 
     def write(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         rows = [thinned(i) if history_dropout else row_of(i) for i in batch["window"]]

@@ -10,7 +10,7 @@ from genrec_rl.models.prefix_tree import TRUNK
 from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sft.rows import IGNORED, build_rows, training_row
 from genrec_rl.sft.targets import answers_of
-from genrec_rl.sft.user_tree import ROOM, TreeCollator, build_trees, cut_windows, share_rows, tree_row
+from genrec_rl.sft.user_tree import ROOM, TreeCollator, branches, build_trees, cut_windows, share_rows, tree_row
 from genrec_rl.types import Action
 from tests.fixtures import make_policy
 
@@ -201,7 +201,7 @@ def test_tree_of_kept_items_has_the_loss_of_one_row_an_answer_of_the_kept_items(
         row = training_row(policy.prompts, context.only(kept[: len(context.history)]), taught.items(i))
         scores = policy.model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1)
         expected -= sum(scores[s - 1, token].item() for s, token in enumerate(row["labels"]) if token != IGNORED)
-    row = tree_row(taught, window, policy.prompts, kept=kept)
+    row = tree_row(taught, window, policy.prompts, branches(taught, policy.prompts), kept)
     batch = TreeCollator(policy.model, pad_id=policy.vocab.pad_id)([row])
     assert loss_of(policy.model, batch).item() == pytest.approx(expected, rel=1e-5)
 
