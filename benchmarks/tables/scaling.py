@@ -23,9 +23,10 @@ class Curve:
     """Validation loss of one policy (nats a token, each positive after the history before its page).
 
     Each loss has its ``epochs``, ``tokens`` (input places, padding included) and ``seconds`` (of training).
+    ``n_parameters`` is None where the weights were cleared away.
     """
 
-    n_parameters: int
+    n_parameters: int | None
     epochs: list[float]
     losses: list[float]
     tokens: list[float]
@@ -71,10 +72,17 @@ def read_curve(policy_dir: Path) -> Curve:
             points[step] = (row["eval/loss"], row["train/epoch"], tokens, sum(seconds.values()))
     if not points:
         raise DataError(f"{policy_dir / 'metrics.jsonl'} holds no eval/loss; train with an eval_strategy")
-    with safe_open(policy_dir / "model.safetensors", "np") as weights:
-        sizes = [np.prod(weights.get_slice(name).get_shape()) for name in weights.keys()]  # noqa: SIM118
     losses, epochs, tokens_at, seconds_at = zip(*(points[step] for step in sorted(points)), strict=True)
-    return Curve(int(sum(sizes)), list(epochs), list(losses), list(tokens_at), list(seconds_at))
+    n_parameters = count_parameters(policy_dir / "model.safetensors")
+    return Curve(n_parameters, list(epochs), list(losses), list(tokens_at), list(seconds_at))
+
+
+def count_parameters(file: Path) -> int | None:
+    """Return how many numbers a weights file holds, None where there is no such file."""
+    if not file.is_file():
+        return None
+    with safe_open(file, "np") as weights:
+        return int(sum(np.prod(weights.get_slice(name).get_shape()) for name in weights.keys()))  # noqa: SIM118
 
 
 def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n"]:
@@ -83,8 +91,8 @@ def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n
 
 def fit_power_law(curves: Sequence[Curve]) -> PowerLaw | None:
     """Fit the lowest losses; None with fewer than four sizes, or where no law of this form fits."""
-    sizes = np.array([curve.n_parameters for curve in curves])
-    losses = np.array([curve.best for curve in curves])
+    sized = [(curve.n_parameters, curve.best) for curve in curves if curve.n_parameters is not None]
+    sizes, losses = np.array(sized).reshape(-1, 2).T
     if len(np.unique(sizes)) < 4:
         return None
     start = (losses.min() * 0.9, np.ptp(losses) + 1e-3, 0.5)
@@ -115,7 +123,7 @@ def draw_curves(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
     shades = plt.colormaps["viridis"](np.linspace(0.05, 0.85, len(curves)))
     for color, (name, seeds) in zip(shades, curves.items(), strict=True):
         left.plot(seeds[0].epochs, seeds[0].losses, marker="o", markersize=3, color=color, label=name)
-        for curve in seeds:
+        for curve in [curve for curve in seeds if curve.n_parameters is not None]:
             right.plot(curve.n_parameters, curve.best, "o", color=color)
     law = fit_power_law([curve for seeds in curves.values() for curve in seeds])
     if law is not None:
