@@ -278,11 +278,13 @@ def fit_trees(protocol: str, spec: SystemSpec, seed: int, data_dir: Path, sid_di
     """Run recipes/train_xgb.py on what the policy proposes."""
     if (folder / "reward" / "stage.json").is_file():
         return
-    requests = "running" if PROTOCOLS[protocol].is_next_item else "page"
+    is_next_item = PROTOCOLS[protocol].is_next_item
+    requests = "running" if is_next_item else "page"
+    continues = ["--continue_page", "true"] if spec.continues_page and is_next_item else []
     run_script(
         "recipes/train_xgb.py", "--data_dir", str(data_dir), "--sid_dir", str(sid_dir), "--seed", str(seed),
         "--policy_dir", str(policy_folder(spec, folder)), "--requests", requests,
-        "--output_dir", str(folder / "reward"), *spec.arguments,
+        "--output_dir", str(folder / "reward"), *spec.arguments, *continues,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS
 from benchmarks.tables.report import as_result, cell, number
-from benchmarks.tables.systems import TABLE_1
+from benchmarks.tables.systems import TABLE_1, TREES
 from genrec_rl.config import nearest
 from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import Recommender
@@ -113,7 +113,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     root = RUNS / settings.data / settings.protocol / table.sids / name
     stages = ["--data_dir", str(made.data.folder), "--sid_dir", str(made.sids.folder), "--seed", str(seed)]
     requests = ["--requests", "running" if PROTOCOLS[settings.protocol].is_next_item else "page"]
-    reward_words = ["--policy_dir", str(sft.folder / "policy"), "--objective", "rank:ndcg", *requests]
+    words = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
+    reward_words = ["--policy_dir", str(sft.folder / "policy"), *words, *requests]
     facts = {"sft": sft.key}
     trees = (facts | {"words": reward_words}, partial(train, "recipes/train_xgb.py", [*stages, *reward_words]))
     sim = (facts, partial(train, "recipes/train_reward.py", stages))
