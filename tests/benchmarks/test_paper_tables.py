@@ -81,14 +81,14 @@ def test_a_reranked_row_brings_its_policy_and_is_made_of_it():
     def made(**settings):
         return cells("loo", systems=["genrec_reranked"], seeds=[1], **settings).answers
 
-    assert [name for name, _ in made()] == ["genrec_running_wide", "genrec_reranked"]
+    assert [name for name, _ in made()] == ["genrec_wide", "genrec_reranked"]
     keys = [made(beams=beams)["genrec_reranked", 1].facts["policy"] for beams in (50, 60)]
     assert keys[0] != keys[1]
 
 
 def test_a_reranked_row_orders_the_beams_of_its_policy(monkeypatch, tmp_path):
     _, catalog = write_market(tmp_path)
-    make_policy(catalog).save_pretrained(tmp_path / "genrec_running_wide" / "seed0" / "policy")
+    make_policy(catalog).save_pretrained(tmp_path / "genrec_wide" / "seed0" / "policy")
     spec = next(spec for spec in TABLES[1] if spec.kind == "reranked")
     folder = tmp_path / spec.name / "seed0"
     Popularity(np.arange(catalog.n_items)).save_pretrained(folder / "reward")
