@@ -80,6 +80,7 @@ class Settings:
         default_factory=list, metadata={"help": "of loo, pages, ties; none: all of Table 1, pages of Table 2"}
     )
     beams: int = field(default=50, metadata={"help": "items asked of every system"})
+    jobs: int = field(default=1, metadata={"help": "cells at a time; 15 on one GPU with 16 cores"})
     report: bool = field(default=False, metadata={"help": "fit nothing: write the table of what is done"})
 
 
@@ -87,7 +88,8 @@ def main() -> None:
     settings = completed(parse(Settings))
     chosen = choose_systems(settings)
     if not settings.report:
-        work_off(in_order([protocol_cells(settings, protocol, chosen) for protocol in settings.protocols]))
+        cells = in_order([protocol_cells(settings, protocol, chosen) for protocol in settings.protocols])
+        work_off(cells, jobs=settings.jobs)
     report(settings)
 
 
@@ -164,6 +166,8 @@ def choose_systems(settings: Settings) -> list[SystemSpec]:
             raise ConfigError(
                 f"{name} is asked under {', '.join(known[name].protocols)} alone; add one to --protocols"
             )
+    if settings.jobs < 1:
+        raise ConfigError(f"jobs {settings.jobs} must be at least 1, for one cell at a time")
     if settings.beams < MIN_BEAMS:
         raise ConfigError(f"beams {settings.beams} must be at least {MIN_BEAMS}, for HR@50 and HaR@50; raise it")
     wanted = {*settings.systems, *(known[name].of for name in settings.systems)} if settings.systems else {*known}
@@ -179,7 +183,9 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
         facts |= {"market": MARKET}
     data = Cell(f"{protocol}: data", root / "data", facts, partial(prepare, settings, protocol), 0.2)
     facts = facts | {"sids": SID_ARGUMENTS[settings.data] if settings.sids == "ours" else settings.sids}
-    sids = Cell(f"{protocol}: catalogue", sid_root, facts, partial(build_sids, settings, data.folder), 1)
+    sids = Cell(
+        f"{protocol}: catalogue", sid_root, facts, partial(build_sids, settings, data.folder), 1, (data.folder,)
+    )
     answers = {}
     for spec in [spec for spec in specs if protocol in spec.protocols]:
         for seed in seeds_of(settings, spec, asked):
@@ -200,7 +206,8 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
                 made_with |= {"policy": policy, "arguments": spec.arguments, "weight": RERANK_WEIGHT}
             run = partial(answer, settings, protocol, spec, seed, data.folder, sid_root)
             name, folder = f"{protocol}: {spec.name}, seed {seed}", root / settings.sids / spec.name / f"seed{seed}"
-            answers[spec.name, seed] = Cell(name, folder, made_with, run, minutes)
+            needs = (sids.folder, *((answers[spec.of, seed].folder,) if spec.of else ()))
+            answers[spec.name, seed] = Cell(name, folder, made_with, run, minutes, needs)
     return ProtocolCells(data, sids, answers)
 
 

@@ -1,14 +1,19 @@
 """The work behind a table, cut into cells: each is done once, and a run that was killed goes on where it stopped.
 
 A cell's folder holds ``cell.json`` when it is done: what it was made with, how long it took, and of which commit.
+Several can be worked off side by side, each in a process of its own, which then prints into the folder's ``log.txt``.
 """
 
 import hashlib
 import json
+import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +21,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from genrec_rl.tracking import console, source_commit
 
-CELL_FILE, BEGUN_FILE = "cell.json", "begun.txt"
+CELL_FILE, BEGUN_FILE, LOG_FILE = "cell.json", "begun.txt", "log.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A piece of work: ``run(folder)`` does it; ``facts`` say what with, so that other settings do it again."""
+    """A piece of work: ``run(folder)`` does it; ``facts`` say what with, so that other settings do it again.
+
+    ``needs`` are the folders of cells that must be done before.
+    """
 
     name: str
     folder: Path
     facts: dict[str, Any]
     run: Callable[[Path], None]
     minutes: float
+    needs: tuple[Path, ...] = ()
 
     @property
     def key(self) -> str:
@@ -41,10 +50,11 @@ class Cell:
         return record if record is not None and record["key"] == self.key else None
 
 
-def work_off(cells: Sequence[Cell]) -> None:
+def work_off(cells: Sequence[Cell], *, jobs: int = 1) -> None:
     """Do all cells that are not done, with a bar that says what runs and how long the rest will take.
 
-    The estimate is each cell's own guess, corrected by how long the finished ones took against theirs.
+    The estimate is each cell's own guess, corrected by how long the finished ones took against theirs. Cells stand
+    in an order in which each comes after what it needs; ``jobs`` of them run at a time.
     """
     records = [cell.record() for cell in cells]
     todo = [cell for cell, record in zip(cells, records, strict=True) if record is None]
@@ -53,16 +63,64 @@ def work_off(cells: Sequence[Cell]) -> None:
     bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), console=console)
     with bar:
         task = bar.add_task("", total=len(cells), completed=len(cells) - len(todo))
-        for number, cell in enumerate(todo):
-            left = sum(c.minutes for c in todo[number:]) * _slowness(done)
-            bar.update(task, description=f"{cell.name}, about {_duration(left)} left")
-            begun = time.time()
-            _begin(cell)
-            cell.run(cell.folder)
-            seconds = time.time() - begun
-            _write_record(cell, seconds)
+        left = {cell.folder: cell for cell in todo}
+
+        def show(running: Sequence[Cell]) -> None:
+            minutes = sum(cell.minutes for cell in left.values()) * _slowness(done) / jobs
+            names = running[0].name if len(running) == 1 else f"{len(running)} at once, {running[-1].name} the newest"
+            bar.update(task, description=f"{names}, about {_duration(minutes)} left")
+
+        for cell, seconds in _in_turn(todo, show) if jobs == 1 else _side_by_side(todo, jobs, show):
+            del left[cell.folder]
             done.append((cell.minutes, seconds / 60))
             bar.advance(task)
+
+
+def _in_turn(todo: Sequence[Cell], show: Callable[[Sequence[Cell]], None]) -> Iterator[tuple[Cell, float]]:
+    """Do one cell after the other, and yield each with its seconds."""
+    for cell in todo:
+        show([cell])
+        yield cell, _do(cell)
+
+
+def _side_by_side(
+    todo: Sequence[Cell], jobs: int, show: Callable[[Sequence[Cell]], None]
+) -> Iterator[tuple[Cell, float]]:
+    """Do up to ``jobs`` cells at a time, each when what it needs is done, and yield them as they are finished.
+
+    Of a cell that fails the others that run are finished first; then its error is raised.
+    """
+    waiting = {cell.folder: cell for cell in todo}
+    running: dict[Future[float], Cell] = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        while waiting or running:
+            undone = {*waiting, *(cell.folder for cell in running.values())}
+            ready = [cell for cell in waiting.values() if undone.isdisjoint(cell.needs)]
+            for cell in ready[: jobs - len(running)]:
+                del waiting[cell.folder]
+                running[pool.submit(_do_quietly, cell)] = cell
+            show([*running.values()])
+            for finished in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(finished), finished.result()
+
+
+def _do(cell: Cell) -> float:
+    """Do a cell, and return its seconds."""
+    begun = time.time()
+    _begin(cell)
+    cell.run(cell.folder)
+    seconds = time.time() - begun
+    _write_record(cell, seconds)
+    return seconds
+
+
+def _do_quietly(cell: Cell) -> float:
+    """Do a cell in a process of its own, whose output and that of its scripts goes into the cell's folder."""
+    _begin(cell)
+    with (cell.folder / LOG_FILE).open("a") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+    return _do(cell)
 
 
 def _begin(cell: Cell) -> None:

@@ -1,4 +1,6 @@
 import json
+import shutil
+from functools import partial
 
 import pytest
 
@@ -60,3 +62,26 @@ def test_other_facts_find_nothing_of_the_old_ones(tmp_path):
         with pytest.raises(RuntimeError):
             work_off([cell(seed, left)])
         assert left == expected
+
+
+def copies(source, folder, *, needs=()) -> Cell:
+    """A cell that other processes can run: it copies a file into its folder."""
+    return Cell(folder.name, folder, {}, partial(shutil.copy, source), minutes=1, needs=tuple(needs))
+
+
+def test_side_by_side_a_cell_waits_for_what_it_needs(tmp_path):
+    (tmp_path / "source.txt").write_text("made")
+    first = copies(tmp_path / "source.txt", tmp_path / "first")
+    second = copies(first.folder / "source.txt", tmp_path / "second", needs=[first.folder])
+    work_off([second, first], jobs=2)
+    assert (second.folder / "source.txt").read_text() == "made"
+    assert [cell.record() is not None for cell in (first, second)] == [True, True]
+
+
+def test_side_by_side_a_failure_is_raised_and_the_others_are_kept(tmp_path):
+    (tmp_path / "source.txt").touch()
+    good, bad = (copies(tmp_path / name, tmp_path / name[0]) for name in ("source.txt", "missing.txt"))
+    with pytest.raises(FileNotFoundError):
+        work_off([good, bad], jobs=2)
+    assert good.record() is not None
+    assert bad.record() is None
