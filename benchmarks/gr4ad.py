@@ -5,18 +5,18 @@
 
 Reads   a simulated market whose items have copies by several sellers, or Amazon Beauty's pages.
 Writes  runs/gr4ad/<data>/: data, catalogues, policies, the reward model and what each row answered, a folder each,
-        done once; benchmarks/results/gr4ad_<data>.{json,md}.
+        done once; benchmarks/results/gr4ad.{json,md}, of all that is done on both.
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
 Value is price times order on the market, and 1 an order on Beauty, where value@10 is therefore Recall@10. The paper
-trains online on eCPM; here the reward is that of trees on the policy's own proposals, which know what was taken, not
-what it was worth. Speed is that of one thread at 512 beams, in CPU seconds.
+trains online on eCPM; here the reward is that of trees on the policy's own proposals, on the market times what the
+item brings when it is taken. Speed is that of one thread at 512 beams, in CPU seconds.
 """
 
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +29,13 @@ from benchmarks.harness import parse
 from benchmarks.paper_tables import RESULTS, run_script
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
-from benchmarks.tables.report import as_result, cell
+from benchmarks.tables.report import as_dict, as_result, cell
 from genrec_rl.data.store import load_dataset
 from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
+from genrec_rl.types import Interval
 
 RUNS, HERE = Path("runs/gr4ad"), Path(__file__).parent
 MARKET = ("--n_users", "800", "--n_items", "1200", "--n_requests", "8000", "--copies", "4")
@@ -45,6 +46,11 @@ BOOKS = {
 """Falling sizes; those of the market are scaled to its 300 contents, since 256 first codes halve NDCG@10 (LOG.md)."""
 UA_SID = ("--balanced", "true", "--last_level", "hash", "--hash_fields")
 HASHED = {"synthetic": ("seller", "campaign"), "beauty": ("item_id",)}
+PRICED = ("synthetic",)
+"""Where items differ in what they bring, so that the reward is an expected value."""
+PREFIXES = {"synthetic": "", "beauty": "beauty:"}
+"""Of the metrics in the one result file."""
+TITLES = {"synthetic": "Simulated market", "beauty": "Amazon Beauty, pages"}
 MINUTES = {"synthetic": 2.0, "beauty": 15.0}
 FAST_BEAMS = 512
 
@@ -88,6 +94,7 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
     for name, spec in POLICIES.items():
         if isinstance(spec, Aligned) and "reward" not in cells:
             of_start = {"policy": cells[f"policy_{spec.start}"].key}
+            of_start |= {"priced": settings.data in PRICED}
             seeded("reward", facts | of_start, partial(train_reward, settings, spec, seed), minutes / 2)
         made_with = facts | {"arguments": spec.arguments, "config": config_of(settings, spec).read_text()}
         if isinstance(spec, Aligned):
@@ -130,17 +137,24 @@ def reward_dir(settings: Settings, seed: int) -> Path:
 
 
 def train_reward(settings: Settings, spec: Aligned, seed: int, folder: Path) -> None:
-    """Teach trees what of the start's own proposals was taken."""
+    """Teach trees what of the start's own proposals was taken, and multiply by its value where items differ in it."""
+    words, trees = stages(settings, spec, seed), str(folder / ("trees" if settings.data in PRICED else "model"))
+    start = str(policy_dir(settings, spec.start, seed))
     run_script(
-        "recipes/train_xgb.py", *stages(settings, spec, seed), "--objective", "rank:ndcg",
-        "--policy_dir", str(policy_dir(settings, spec.start, seed)), "--output_dir", str(folder / "model"),
-    )  # fmt: skip
+        "recipes/train_xgb.py", *words, "--objective", "rank:ndcg", "--policy_dir", start, "--output_dir", trees
+    )
+    if settings.data in PRICED:
+        run_script(
+            "recipes/combine_rewards.py", *words, "--members", trees, "--by_value", "true",
+            "--output_dir", str(folder / "model"),
+        )  # fmt: skip
 
 
 def train(settings: Settings, spec: PolicySpec, seed: int, folder: Path) -> None:
     words = ["--config", str(config_of(settings, spec)), *stages(settings, spec, seed)]
     if isinstance(spec, Aligned):
-        block = {"class_path": "reward_models.xgb.XGB", "init_args": {"path": str(reward_dir(settings, seed))}}
+        model = "expected_value.ExpectedValue" if settings.data in PRICED else "xgb.XGB"
+        block = {"class_path": f"reward_models.{model}", "init_args": {"path": str(reward_dir(settings, seed))}}
         start = str(policy_dir(settings, spec.start, seed))
         words += ["--policy_dir", start, "--reward_model", json.dumps(block), "--check_reward", "false"]
     run_script(spec.script, *words, "--output_dir", str(folder / "policy"), *spec.arguments)
@@ -190,54 +204,72 @@ def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: in
 
 
 def report(settings: Settings) -> None:
-    """Write the table of all rows that are done."""
+    """Write the table of all rows that are done, of both data sets."""
+    result = as_result({}, {}, seeds=settings.seeds)
+    for data, prefix in PREFIXES.items():
+        systems, found = measured(replace(settings, data=data))
+        for name, row in systems.items():
+            result["systems"].setdefault(name, {}).update({prefix + metric: x for metric, x in row.items()})
+        for key, intervals in found.items():
+            row = {prefix + metric: as_dict(interval) for metric, interval in intervals.items()}
+            result["paired"].setdefault(key, {}).update(row)
+    if not result["systems"]:
+        console.print("nothing is done yet")
+        return
+    file = RESULTS / "gr4ad.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.with_suffix(".md").write_text(as_markdown(result))
+    console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} rows")
+
+
+def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, Interval]]]:
+    """Return each finished row's metrics, one number a seed, and the paired differences."""
     columns: dict[str, list[Columns]] = {}
     speeds: dict[str, list[float]] = {}
     for seed in settings.seeds:
-        for name, made in cells_of(settings, seed).items():
-            if name in {row.name for row in ROWS} and made.record() is not None:
-                with np.load(made.folder / "columns.npz", allow_pickle=False) as arrays:
-                    columns.setdefault(name, []).append(dict(arrays))
-                speeds.setdefault(name, []).append(
-                    json.loads((made.folder / "speed.json").read_text())["requests_per_s"]
-                )
+        cells = cells_of(settings, seed)
+        for name in [row.name for row in ROWS if cells[row.name].record() is not None]:
+            with np.load(cells[name].folder / "columns.npz", allow_pickle=False) as arrays:
+                columns.setdefault(name, []).append(dict(arrays))
+            speed = json.loads((cells[name].folder / "speed.json").read_text())
+            speeds.setdefault(name, []).append(speed["requests_per_s"])
     if not columns:
-        console.print("nothing is done yet")
-        return
-    dataset = load_dataset(RUNS / settings.data / "data")
-    requests = Requests.of(dataset.examples("test", max_history=None))
+        return {}, {}
+    requests = Requests.of(load_dataset(RUNS / settings.data / "data").examples("test", max_history=None))
     means = {name: [summarise(seed, requests) for seed in seeds] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]} | {"requests_per_s": speeds[name]}
         for name, seeds in means.items()
     }
-    found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
-    result = as_result(systems, found, seeds=settings.seeds)
-    file = RESULTS / f"gr4ad_{settings.data}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    file.with_suffix(".md").write_text(as_markdown(result))
-    console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} rows")
+    return systems, pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
-    """Write the rows in the paper's order, the paper's own numbers, and what each step changed on the same users."""
+    """Write a table for each data set: rows in the paper's order, its own numbers, and what each step changed."""
     lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
-    lines += [
-        "| | seeds | " + " | ".join(SHOWN) + " | requests/s | paper: revenue, QPS |",
-        "|---" * (len(SHOWN) + 4) + "|",
-    ]
-    for row in ROWS:
-        if row.name in result["systems"]:
-            found = result["systems"][row.name]
-            numbers = [cell(found.get(metric)) for metric in SHOWN]
-            speed = f"{np.mean(found['requests_per_s']):.1f}"
-            cells = [f"**{row.name}**, {row.title}", str(len(found["NDCG@10"])), *numbers, speed, row.paper]
-            lines.append(f"| {' | '.join(cells)} |")
+    for data, prefix in PREFIXES.items():
+        rows = [row for row in ROWS if f"{prefix}NDCG@10" in result["systems"].get(row.name, {})]
+        if rows:
+            lines += [f"## {TITLES[data]}", "", *table_lines(result, rows, prefix), ""]
+    return "\n".join(lines)
+
+
+def table_lines(result: Mapping[str, Any], rows: Sequence[Row], prefix: str) -> list[str]:
+    """Write one data set's rows, and the differences on the same users."""
+    header = ["", "seeds", *SHOWN, "requests/s", "paper: revenue, QPS"]
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        found = result["systems"][row.name]
+        numbers = [cell(found.get(prefix + metric)) for metric in SHOWN]
+        speed = f"{np.mean(found[f'{prefix}requests_per_s']):.1f}"
+        n_seeds = str(len(found[f"{prefix}NDCG@10"]))
+        lines.append(f"| {' | '.join([f'**{row.name}**, {row.title}', n_seeds, *numbers, speed, row.paper])} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
-    for key, row in result["paired"].items():
-        found = [f"{m} {row[m]['diff']:+.4f} [{row[m]['lo']:+.4f}, {row[m]['hi']:+.4f}]" for m in SHOWN if m in row]
-        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(found)}")
-    return "\n".join(lines) + "\n"
+    for key, of in result["paired"].items():
+        told = {metric: of[prefix + metric] for metric in SHOWN if prefix + metric in of}
+        found = [f"{m} {x['diff']:+.4f} [{x['lo']:+.4f}, {x['hi']:+.4f}]" for m, x in told.items()]
+        lines += [f"- {key.replace('-', ' - ')}: {'; '.join(found)}"] if found else []
+    return lines
 
 
 if __name__ == "__main__":

@@ -47,13 +47,17 @@ def test_speed_counts_requests_a_cpu_second():
 
 def test_the_table_holds_rows_in_the_papers_order_and_leaves_out_what_is_not_done():
     row = {"NDCG@10": [0.1, 0.3], "HaR@10": [0.0, 0.0], "requests_per_s": [10.0, 20.0]}
+    row |= {f"beauty:{metric}": values[:1] for metric, values in row.items()}
     result = {
         "command": "c", "commit": "0" * 12, "systems": {"vsl": row, "base": row},
         "paired": {"vsl-base": {"NDCG@10": {"diff": 0.1, "lo": 0.0, "hi": 0.2}}},
     }  # fmt: skip
     lines = as_markdown(result).splitlines()
-    assert lines[4].startswith(
+    assert lines[6].startswith(
         "| **base**, running target, plain SIDs | 2 | .2000 ± .1414 |  |  | .0000 ± .0000 | 15.0 |"
     )
-    assert lines[5].startswith("| **vsl**")
+    assert lines[7].startswith("| **vsl**")
     assert "- vsl - base: NDCG@10 +0.1000 [+0.0000, +0.2000]" in lines
+    beauty = lines[lines.index("## Amazon Beauty, pages") :]
+    assert beauty[4].startswith("| **base**, running target, plain SIDs | 1 | .1000 |  |  | .0000 | 10.0 |")
+    assert not any(line.startswith("- vsl") for line in beauty)

@@ -51,3 +51,12 @@ def test_members_that_are_none_are_refused_by_name(stages, tmp_path, members):
         with pytest.raises(ConfigError, match=message):
             combine(stages, tmp_path / "out", "--members", member)
     assert not (tmp_path / "out").exists()
+
+
+def test_by_value_one_member_is_multiplied_by_what_items_bring(stages, tmp_path, members):
+    written = combine(stages, tmp_path, "--members", members[0], "--by_value", "true")
+    block = {"class_path": "reward_models.expected_value.ExpectedValue", "init_args": {"path": str(tmp_path)}}
+    model = load_reward_model(block, catalog=Catalog.load(stages / "sids"))
+    assert type(model.member).__name__ == "XGB"
+    assert model.fingerprint == written["fingerprint"]
+    assert model.worth.std() > 0
