@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from types import MappingProxyType
 
-PLAIN = ("--anchor_positives", "false", "--nll_coef", "0")
+GENTLE = ("--learning_rate", "5e-5")
+"""A policy gradient at the distillation's rate leaves what SFT learnt at once (LOG.md)."""
+PLAIN = (*GENTLE, "--anchor_positives", "false", "--nll_coef", "0")
 NO_GATE = ("--gate", "none")
+WEIGHED = ("--rollout_weights", "policy", "--scale_rewards", "none")
+"""Each beam counts by its probability: the gradient of the expected reward, which pushes nothing out of the beam."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +33,21 @@ ARMS = MappingProxyType(
             Arm("sft_continued", "SFT continued: NLL alone, same pages and steps", ("--policy_term", "none")),
             Arm("best_of_n", "SFT's beams re-ranked by the reward model", is_reranked=True),
             Arm("grpo", "GRPO", PLAIN, paper=(0.7248, 0.1177, 0.0603)),
-            Arm("grpo_sr", "GRPO-SR", (), paper=(0.7438, 0.1212, 0.0268)),
+            Arm("grpo_sr", "GRPO-SR", GENTLE, paper=(0.7438, 0.1212, 0.0268)),
             Arm("grpo_no_gate", "GRPO without gate", (*PLAIN, *NO_GATE), paper=(0.6975, 0.1045, 0.0175)),
-            Arm("grpo_sr_no_gate", "GRPO-SR without gate", NO_GATE, paper=(0.7016, 0.1067, 0.0196)),
-            Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", ("--anchor_positives", "false")),
-            Arm("listwise_kl", "listwise KL", ("--policy_term", "listwise_kl")),
+            Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
+            Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),
+            Arm("grpo_sr_weighed", "GRPO-SR, beams weighed by the policy, no division", (*GENTLE, *WEIGHED)),
+            Arm("listwise_kl", "listwise KL", ("--policy_term", "listwise_kl", "--rollouts_from", "start")),
         )
     }
 )
 
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),
-    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "listwise_kl")),
+    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_weighed", "listwise_kl")),
     ("grpo_sr", "grpo"),
+    ("grpo_sr_weighed", "grpo_sr"),
     ("grpo_sr", "grpo_sr_no_anchor"),
     ("grpo_sr", "grpo_sr_no_gate"),
     ("grpo", "grpo_no_gate"),
