@@ -1,4 +1,4 @@
-"""One GRPO-SR update on hand-made pages; run by 1 or 2 processes, which must agree. Writes what rank 0 saw."""
+"""One update by each policy term on hand-made pages, by 1 or 2 processes, which must agree. Writes what rank 0 saw."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from tests.fixtures import make_catalog, make_example, make_policy
 from tests.rl.test_trainer import G, make_trainer
 
 
-def main(folder: Path, policy_term: str) -> None:
+def update(folder: Path, policy_term: str) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     catalog = make_catalog()
     # pages of 0, 1, 2 and 10 positives: ranks see different numbers, and the longest page must be sampled
@@ -39,4 +39,5 @@ def main(folder: Path, policy_term: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    for term in sys.argv[2:]:
+        update(Path(sys.argv[1]) / term, term)
