@@ -205,9 +205,10 @@ def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: in
 
 def report(settings: Settings) -> None:
     """Write the table of all rows that are done, of both data sets."""
-    result = as_result({}, {}, seeds=settings.seeds)
+    done = {data: seeds_done(data) for data in PREFIXES}
+    result = as_result({}, {}, seeds=sorted({seed for seeds in done.values() for seed in seeds}))
     for data, prefix in PREFIXES.items():
-        systems, found = measured(replace(settings, data=data))
+        systems, found = measured(replace(settings, data=data, seeds=done[data]))
         for name, row in systems.items():
             result["systems"].setdefault(name, {}).update({prefix + metric: x for metric, x in row.items()})
         for key, intervals in found.items():
@@ -220,6 +221,12 @@ def report(settings: Settings) -> None:
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} rows")
+
+
+def seeds_done(data: str) -> list[int]:
+    """Return the seeds of which some row was begun, whatever this run was asked for."""
+    folders = [folder for row in ROWS for folder in (RUNS / data / row.name).glob("seed*")]
+    return sorted({int(folder.name.removeprefix("seed")) for folder in folders})
 
 
 def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, Interval]]]:

@@ -5,8 +5,9 @@
     python benchmarks/rl_gain.py --data synthetic --seeds 0
 
 Reads   the data and the SFT policies of ``paper_tables.py``, which it makes where they are missing.
-Writes  runs/rl/<data>/<protocol>/: reward models, every arm's policy and answers, a folder each, done once;
-        benchmarks/results/rl_<data>.{json,md} and a picture of reward, gold and accuracy over the steps.
+Writes  runs/rl/<data>/<protocol>/<sids>/<policy>/: reward models, every arm's policy and answers, a folder each, done
+        once; benchmarks/results/rl_<data>.{json,md} and a picture of reward, gold and accuracy over the steps. What
+        is not the default stands in the file's name: rl_beauty_loo_letter.json.
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
 The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
@@ -129,6 +130,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         made_with = facts | {"reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
         if arm.arguments is not None:
             made_with |= {"config": config.read_text()}
+        if arm.is_reranked:
+            made_with |= {"margin_weight": margin_weight(settings)}
         run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
                       ["--config", str(config), *stages, *requests])  # fmt: skip
         folder = root / arm.name / f"seed{seed}"
@@ -235,12 +238,18 @@ def report(settings: Settings) -> None:
     }
     found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
     result = as_result(systems, found, seeds=settings.seeds)
-    suffix = "" if settings.protocol == "pages" else f"_{settings.protocol}"
-    file = paper_tables.RESULTS / f"rl_{settings.data}{suffix}.json"
+    file = paper_tables.RESULTS / f"rl_{'_'.join([settings.data, *unusual(settings)])}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
     draw(done, file.with_suffix(".png"))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
+
+
+def unusual(settings: Settings) -> list[str]:
+    """Return what of protocol, SIDs and policy is not the default, so that other tables have other files."""
+    usual = Settings()
+    return [getattr(settings, name) for name in ("protocol", "sids", "policy")
+            if getattr(settings, name) != getattr(usual, name)]  # fmt: skip
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:

@@ -101,7 +101,7 @@ def make_catalog(
 ) -> tuple[Catalog, SidReport]:
     """Quantise the vectors, or take published codes."""
     if settings.codes_from is None:
-        sizes = quantiser.sizes(dataset.n_items)
+        sizes = quantiser.sizes(vectors)
         with console.status(f"residual k-means, {' x '.join(map(str, sizes))} codes"):
             return quantise(
                 vectors, dataset.items, settings=quantiser, popularity=dataset.popularity, seed=settings.seed

@@ -33,10 +33,20 @@ class Settings:
     output_dir: str = field(default="runs/newer/sids", metadata={"help": "folder to write"})
 
 
-def check_split(card: DatasetCard, older: Path) -> None:
-    """Refuse data under whose split pages that older policies learnt could be tested."""
-    if not (older / CARD_FILE).is_file():
-        warning = f"{older} is gone: nobody checks that split and page rule are those that older policies learnt by"
+def check_split(card: DatasetCard, older: Path, *, key: str) -> None:
+    """Refuse data under whose split pages that older policies learnt could be tested.
+
+    Args:
+        card: of the newer data.
+        older: folder of the data that the catalogue was made from.
+        key: its digest then; data that were prepared again there say nothing.
+    """
+    is_there = (older / CARD_FILE).is_file() and (older / STAGE_FILE).is_file()
+    if not is_there or stage_record(older)["key"] != key:
+        warning = (
+            f"{older} is gone, or was prepared again: nobody checks that split and page rule are those that older "
+            "policies learnt by"
+        )
         console.print(warning, style="yellow", markup=False)
         return
     before = json.loads((older / CARD_FILE).read_text())
@@ -57,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     if output_dir.resolve() == sid_dir.resolve():
         raise ConfigError(f"output_dir {output_dir} is the catalogue itself; policies need it, choose another folder")
     record = stage_record(sid_dir)
-    check_split(dataset.card, Path(record["inputs"]["data"]["folder"]))
+    older = record["inputs"]["data"]
+    check_split(dataset.card, Path(older["folder"]), key=older["key"])
     old = Catalog.load(sid_dir)
     vectors = vectors_like(sid_dir, dataset.items, settings=record["settings"])
     catalog, n_other = extend_catalog(old, dataset.items, vectors, popularity=dataset.popularity)

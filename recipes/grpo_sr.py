@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None, *, recipe_file: str = __file__) -> None:
     from genrec_rl.rl.selection import keep_best
 
     settings, args = parse_recipe([Settings, GRPOSRConfig], recipe_file, argv)
-    checks_reward = args.check_reward and args.policy_term != "none"
+    checks_reward = args.check_reward and args.policy_term != "none" and args.weight_in_check > 0
     if checks_reward and not args.eval_on_start:
         raise ConfigError("check_reward looks at the evaluation of step 0: set eval_on_start: true, or it to false")
     name, started = Path(recipe_file).stem, time.time()
@@ -136,11 +136,9 @@ def make_trainer(
     settings: Settings, args: "GRPOSRConfig", inputs: Inputs, tracker: Tracker, *, checks_reward: bool
 ) -> "GRPOSRTrainer":
     """Put the trainer together, with what it validates by and what it logs."""
-    from transformers import EarlyStoppingCallback
-
     from genrec_rl.models.lora import lora_config
     from genrec_rl.rl.diagnostics import MAGNET_COLUMNS
-    from genrec_rl.rl.selection import RewardCheck
+    from genrec_rl.rl.selection import Patience, RewardCheck
     from genrec_rl.rl.telemetry import TABLE_COLUMNS
     from genrec_rl.rl.trainer import GRPOSRTrainer
     from genrec_rl.sft.callbacks import EvaluationTableCallback, TableCallback, TrackerCallback, use_progress_bar
@@ -165,7 +163,7 @@ def make_trainer(
     trainer.add_callback(EvaluationTableCallback(tracker, name="magnets", columns=MAGNET_COLUMNS,
                                                  rows=lambda: watch.magnets(titles)))  # fmt: skip
     if args.patience > 0:
-        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=args.patience))
+        trainer.add_callback(Patience(early_stopping_patience=args.patience))
     use_progress_bar(trainer, ["reward/raw", "rollout/hallucination_rate", "nll", "eval_ndcg@10", "eval_har@10"])
     if not trainer.is_fused:
         console.print(f"prompts are read twice a step: {trainer.why_not_fused}", markup=False)

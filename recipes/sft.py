@@ -158,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
     if settings.learn_valid and args.load_best_model_at_end:
         raise ConfigError("learn_valid teaches the pages that would choose; set load_best_model_at_end: false")
+    if settings.n_value_buckets > 0 and args.value_coef == 0:
+        raise ConfigError("value_coef 0 teaches no value token; raise it, or set n_value_buckets: 0")
     weights = WeightPlan(settings.value_user_weight, tuple(settings.action_weights), settings.value_weight_clip)
     started = time.time()
     dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))

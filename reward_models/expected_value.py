@@ -31,11 +31,16 @@ _FORMAT = 1
 def relative_worth(
     values_N: Float[np.ndarray, " N"], counts_N: Int[np.ndarray, " N"], *, percentile: float, prior: float
 ) -> Float32[np.ndarray, " N"]:
-    """Return what one taken item brings, as a share of the ``percentile`` of all items that brought something.
+    """Return what one taken item brings, as a share of the ``percentile`` of all items that were taken.
 
     An item's mean value is drawn towards the catalogue's by ``prior`` events of that mean, so that an item that was
     never taken is worth an average one. Dearer items than the percentile are worth 1.
+
+    Raises:
+        ConfigError: for a prior that is not above 0, or a percentile outside 0..100.
     """
+    if not 0 < prior < np.inf or not 0 <= percentile <= 100:
+        raise ConfigError(f"value_prior {prior} must be above 0, and value_percentile {percentile} in 0..100")
     mean = values_N.sum() / max(counts_N.sum(), 1)
     each_N = (values_N + prior * mean) / (counts_N + prior)
     taken = each_N[counts_N > 0]

@@ -54,8 +54,10 @@ def work_off(cells: Sequence[Cell], *, jobs: int = 1) -> None:
     """Do all cells that are not done, with a bar that says what runs and how long the rest will take.
 
     The estimate is each cell's own guess, corrected by how long the finished ones took against theirs. Cells stand
-    in an order in which each comes after what it needs; ``jobs`` of them run at a time.
+    in an order in which each comes after what it needs; ``jobs`` of them run at a time. One that is named twice (the
+    data of every seed) is done once.
     """
+    cells = [*{cell.folder: cell for cell in cells}.values()]
     records = [cell.record() for cell in cells]
     todo = [cell for cell, record in zip(cells, records, strict=True) if record is None]
     done = [(cell.minutes, record["seconds"] / 60) for cell, record in zip(cells, records, strict=True) if record]

@@ -122,7 +122,8 @@ def cell(values: Sequence[float] | None) -> str:
 
 
 def number(value: float) -> str:
-    return f"{value:.4f}".replace("0.", ".", 1)
+    text = f"{value:.4f}"
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 def published_row(source: str, values: Sequence[float], shown: Sequence[str]) -> str:

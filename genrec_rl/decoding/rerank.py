@@ -6,6 +6,7 @@ the order of the KL-regularised optimum pi* ~ pi r-odds^weight inside the beam (
 policy's own order, a large one the reward model's.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,7 +64,7 @@ def check_weight(weight: float) -> None:
     """Refuse a weight that would put the worst first.
 
     Raises:
-        ConfigError: when it is negative or no number.
+        ConfigError: when it is negative, infinite or no number.
     """
-    if not weight >= 0:
-        raise ConfigError(f"rerank weight {weight} must be at least 0: below, the worst come first")
+    if not 0 <= weight < math.inf:
+        raise ConfigError(f"rerank weight {weight} must be finite and at least 0: below, the worst come first")

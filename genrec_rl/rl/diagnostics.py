@@ -113,7 +113,7 @@ class HackingWatch:
         self._of_items: dict[str, Float[np.ndarray, " N"]] = {}
 
     def __call__(self, proposals: Proposals | None, accelerator: Accelerator) -> dict[str, float]:
-        """Measure on all processes; one without pages takes part with nothing."""
+        """Measure on all processes; one without pages takes part with nothing; what nobody measured is left out."""
         totals = dict.fromkeys(self._names, (0.0, 0.0))
         of_items = {name: np.zeros(self.scorer.catalog.n_items) for name in ("first", "top", "reward", "gold")}
         if proposals is not None:
@@ -126,7 +126,7 @@ class HackingWatch:
         summed = accelerator.reduce(reduced, reduction="sum").cpu().double().numpy()
         pairs, vectors = summed[: 2 * len(totals)].reshape(-1, 2), summed[2 * len(totals) :].reshape(4, -1)
         self._of_items = dict(zip(of_items, vectors, strict=True))
-        found = {name: float(pair[0] / max(pair[1], 1.0)) for name, pair in zip(totals, pairs, strict=True)}
+        found = {name: float(of / n) for name, (of, n) in zip(totals, pairs, strict=True) if n > 0}
         return found | concentration(self._of_items["first"], self._of_items["top"], self.popularity)
 
     @property

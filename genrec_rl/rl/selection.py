@@ -5,7 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from typing_extensions import override
 
 from genrec_rl.decoding import validation
 from genrec_rl.errors import RewardError
@@ -55,13 +63,27 @@ class RewardCheck(TrainerCallback):
             warnings.warn(f"{found}: it is not shown to know more than the start does", stacklevel=2)
 
 
+class Patience(EarlyStoppingCallback):
+    """Stops after so many evaluations without a better one; the one that a resumed run begins with does not count."""
+
+    @override
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self._begun_at = state.global_step
+
+    @override
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        if state.global_step > self._begun_at:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
 def keep_best(
     trainer: Trainer, policy: Policy, *, start_dir: str | Path, catalog: Catalog, keep_start: bool
 ) -> tuple[Policy, str]:
     """Return the policy to hand on, and a sentence that compares it with the start.
 
-    The trainer holds its best checkpoint (``load_best_model_at_end`` by ``METRIC``) or its last one. Where that is
-    not better than the evaluation at step 0, the sentence says so, and with ``keep_start`` the start comes back.
+    The trainer holds the checkpoint that it loaded (``load_best_model_at_end``) or its last step. Where that is not
+    better than the evaluation at step 0, the sentence says so, and with ``keep_start`` the start comes back.
     """
     measured = [row for row in trainer.state.log_history if METRIC in row]
     start = next((row for row in measured if row["step"] == 0), None)
@@ -69,9 +91,10 @@ def keep_best(
     if start is None or not later:
         return policy, "the last step is kept: nothing was evaluated before and after training"
     chosen_by = trainer.args.metric_for_best_model
-    has_best = trainer.args.load_best_model_at_end and chosen_by in (METRIC, GUARDED)
-    held = max(later, key=lambda row: (row[chosen_by], row["step"])) if has_best else later[-1]
-    which = "the best" if has_best else "the last"
+    loaded = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    step = -1 if loaded is None else int(Path(loaded).name.rpartition("-")[2])
+    held = next((row for row in later if row["step"] == step), later[-1])
+    which = "the last" if loaded is None else "the best"
     numbers = (
         f"validation NDCG@10 {start[METRIC]:.4f} at the start, {held[METRIC]:.4f} at step {held['step']}, {which}"
     )

@@ -15,7 +15,7 @@ from genrec_rl.models.prefix_tree import BranchLogits, score_branches
 from genrec_rl.models.prompts import PromptEncoder
 from genrec_rl.models.trunk import in_eval_mode
 from genrec_rl.rl.rollouts import sample_positives
-from genrec_rl.types import Example
+from genrec_rl.types import Context, Example
 
 
 class Start:
@@ -59,7 +59,8 @@ class StartProbe:
     Args:
         read: log-softmaxes along branches, of the policy as it is now: ids, their mask, branches.
         examples: held-out requests.
-        prompts: writes them.
+        prompts: the policy's grammar.
+        write: a request's prompt, as it is trained and served; None is ``prompts.prompt``.
         at_once: requests read together.
     """
 
@@ -69,9 +70,11 @@ class StartProbe:
         examples: Sequence[Example],
         prompts: PromptEncoder,
         *,
+        write: Callable[[Context], Int[np.ndarray, " S"]] | None = None,
         at_once: int = 64,
     ) -> None:
         self._read = read
+        write = write or prompts.prompt
         levels = range(1, prompts.vocab.n_levels + 1)
         self.names = tuple(f"{of}_level_{level}" for of in ("kl", "entropy") for level in levels)
         self.names += ("kl_to_start", "positive_log_prob")
@@ -80,7 +83,7 @@ class StartProbe:
         self._batches = []
         for begin in range(0, len(kept), at_once):
             part, drawn = zip(*kept[begin : begin + at_once], strict=True)
-            ids, is_prompt = prompts.batch([prompts.prompt(example.context) for example in part])
+            ids, is_prompt = prompts.batch([write(example.context) for example in part])
             branches, _ = sample_positives(part, prompts, limit=1, seeds=drawn)
             self._batches.append((ids, is_prompt, branches))
         self._start = [BranchLogits(*(x.cpu() for x in self._read(*batch))) for batch in self._batches]

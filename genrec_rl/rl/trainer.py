@@ -104,6 +104,8 @@ class GRPOSRTrainer(GRPOTrainer):
         self._siblings = Siblings(scorer.catalog, policy.vocab) if softmax == "children" else None
         if args.page_coef > 0 and policy.prompts.grammar.page_items == "merged":
             raise ConfigError("page_coef reads a page's finished items as codes, the policy as merged; set it to 0")
+        if args.page_coef > 0 and policy.model.config.is_lazy:
+            raise ConfigError("page_coef reads a page's finished items as codes, a LazyAR policy none; set it to 0")
         self._start: Start | None = None
         if args.policy_term in ("listwise_kl", *PREFERENCE_TERMS):
             self._start = Start(policy.model, is_adapted=kwargs.get("peft_config") is not None)
@@ -134,7 +136,7 @@ class GRPOSRTrainer(GRPOTrainer):
         if validation is not None and isinstance(validation.watch, HackingWatch) and args.probe_requests:
             requests = draw_requests(validation.examples, n=args.probe_requests,
                                      process=args.process_index, n_processes=args.world_size)  # fmt: skip
-            validation.watch.probe = StartProbe(self._read_policy, requests, policy.prompts)
+            validation.watch.probe = StartProbe(self._read_policy, requests, policy.prompts, write=write)
 
     def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
         """Search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""

@@ -73,8 +73,8 @@ class Answers:
     def example(self, i: int, *, max_history: int | None) -> Example:
         """Return answer i, one item, as a request of its own that was clicked.
 
-        It is asked for at its page's time, though its history may hold items of the page: what counts events before
-        a request's time then counts none of the page's own.
+        It is asked for at its page's time, though its history may hold items of the page, which then count as of that
+        time: what counts events before a request's time counts none of the page's own.
         """
         page, entry = int(self.pages[i]), int(self.entries[i])
         if entry == WHOLE:
@@ -82,7 +82,9 @@ class Answers:
                 "a whole page is a request already: see Dataset.examples; target item or running is wanted"
             )
         known = self.context(i, max_history=max_history or len(self.table.history_items))
-        context = replace(known, user_id=str(self.table.user_ids[page]), time=int(self.table.times[page]))
+        time = int(self.table.times[page])
+        times = np.minimum(known.history_times, time)
+        context = replace(known, user_id=str(self.table.user_ids[page]), time=time, history_times=times)
         items = self.items(i)
         request_id = f"{self.table.request_ids[page]}:{items[0]}"
         return Example(request_id, context, items, np.full(len(items), Action.CLICK, np.int8))

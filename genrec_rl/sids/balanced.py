@@ -64,7 +64,7 @@ def fit(
     if not slack >= 1:
         raise ConfigError(f"balance_slack is {slack}; below 1 the codes hold fewer vectors than there are")
     residuals = distinct(check_vectors(vectors))
-    check_sizes(codebook_sizes, n_items=len(residuals))
+    check_sizes(codebook_sizes, n_items=len(residuals), of="distinct vectors")
     centroids, prices = [], []
     for level, size in enumerate(codebook_sizes):
         book = fit_level(residuals, size, seed=seed + level, niter=niter, max_points=max_points_per_centroid)

@@ -75,6 +75,11 @@ def extend_catalog(
         )
     if len(ids) == n:
         raise DataError(f"all {n} items are in the catalogue already; there is nothing to extend")
+    if vectors.shape[1] != catalog.vectors.shape[1]:
+        raise DataError(
+            f"vectors of {vectors.shape[1]} dimensions, the catalogue's have {catalog.vectors.shape[1]}: the encoder "
+            "is another one; build the catalogue and the policy again"
+        )
     is_other = (np.abs(vectors[:n] - catalog.vectors) > CLOSE).any(axis=1)
     if is_other.all():
         raise DataError(

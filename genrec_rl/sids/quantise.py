@@ -62,8 +62,9 @@ class QuantiserSettings:
         if self.multi_resolution and self.codebook_sizes:
             raise ConfigError("multi_resolution chooses codebook_sizes; give one of the two")
 
-    def sizes(self, n_items: int) -> tuple[int, ...]:
-        """Codes of each level of a catalogue."""
+    def sizes(self, vectors: Float32[np.ndarray, "n D"]) -> tuple[int, ...]:
+        """Codes of each level: for that many vectors, of which balanced books count equal ones once."""
+        n_items = len(balanced.distinct(rq_kmeans.check_vectors(vectors))) if self.balanced else len(vectors)
         choose = rq_kmeans.multi_resolution_sizes if self.multi_resolution else rq_kmeans.default_codebook_sizes
         return tuple(self.codebook_sizes or choose(n_items))
 
@@ -82,7 +83,7 @@ def quantise(
         ConfigError: for codebooks that the items are too few for, or a hashed column that is missing.
         DataError: for vectors that are not a finite matrix.
     """
-    sizes = settings.sizes(len(items))
+    sizes = settings.sizes(vectors)
     hash_level, quantised = None, sizes
     if settings.last_level == "hash":
         hash_level, quantised = HashLevel(tuple(settings.hash_fields), sizes[-1], settings.hash_salt), sizes[:-1]

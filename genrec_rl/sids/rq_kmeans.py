@@ -152,7 +152,7 @@ def check_vectors(vectors: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n
     return vectors
 
 
-def check_sizes(codebook_sizes: Sequence[int], *, n_items: int) -> None:
+def check_sizes(codebook_sizes: Sequence[int], *, n_items: int, of: str = "items") -> None:
     """Refuse codebooks that cannot be fitted.
 
     Raises:
@@ -161,7 +161,7 @@ def check_sizes(codebook_sizes: Sequence[int], *, n_items: int) -> None:
     for level, size in enumerate(codebook_sizes):
         if not 1 <= size <= n_items:
             raise ConfigError(
-                f"codebook_sizes[{level}] is {size}, outside 1 to {n_items} (the number of items); "
+                f"codebook_sizes[{level}] is {size}, outside 1 to {n_items} (the number of {of}); "
                 f"for this catalogue the default is {default_codebook_sizes(n_items)}"
             )
     if not codebook_sizes:

@@ -25,6 +25,13 @@ def test_done_cells_are_not_done_again(tmp_path):
     assert done == ["a", "b", "c"]
 
 
+def test_a_cell_that_is_named_twice_is_done_once(tmp_path):
+    done = []
+    shared, *others = (make_cell(tmp_path, done, name) for name in "abc")
+    work_off([shared, others[0], make_cell(tmp_path, done, "a"), others[1]])
+    assert done == ["a", "b", "c"]
+
+
 def test_cell_with_other_facts_is_done_again(tmp_path):
     done = []
     work_off([make_cell(tmp_path, done, seed=0)])

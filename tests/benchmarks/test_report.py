@@ -18,7 +18,10 @@ HIT = np.array([[3, *range(10, 59)], [5, *range(10, 59)]])
 MISS = np.array([list(range(10, 60))] * 2)
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0668, ".0668"), (1.0, "1.0000"), (-0.05, "-.0500"), (0.0, ".0000")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0668, ".0668"), (1.0, "1.0000"), (-0.05, "-.0500"), (0.0, ".0000"), (30.0, "30.0000"), (0.99999, "1.0000")],
+)
 def test_numbers_have_four_places_and_no_leading_zero(value, text):
     assert number(value) == text
 

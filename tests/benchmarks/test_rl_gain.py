@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import rl_gain
 from benchmarks.rl.arms import ARMS, PAIRS, SIGNS
-from benchmarks.rl_gain import HERE, Settings, as_markdown, judges, logged, margin_weight, seed_cells
+from benchmarks.rl_gain import HERE, Settings, as_markdown, judges, logged, margin_weight, seed_cells, unusual
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
 from genrec_rl.rl.config import GRPOSRConfig
@@ -41,6 +41,20 @@ def test_next_items_are_asked_for_where_the_protocol_asks_for_them():
 def test_a_row_that_is_no_policy_is_refused():
     with pytest.raises(ConfigError, match="'popularity' is no policy of Table 1"):
         seed_cells(Settings(policy="popularity"), 0)
+
+
+def test_the_weight_of_re_ranking_is_in_the_key_of_that_row(monkeypatch):
+    def key():
+        return seed_cells(Settings(), 0).arms["best_of_n"].key
+
+    before = key()
+    monkeypatch.setattr(rl_gain, "margin_weight", lambda _: 9.0)
+    assert key() != before
+
+
+def test_what_is_not_the_default_has_a_file_of_its_own():
+    assert unusual(Settings()) == unusual(Settings(data="beauty")) == []
+    assert unusual(Settings(protocol="loo", sids="letter", policy="genrec_wide")) == ["loo", "letter", "genrec_wide"]
 
 
 def test_unknown_arm_offers_the_nearest(monkeypatch):

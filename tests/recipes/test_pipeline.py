@@ -93,6 +93,7 @@ def test_values_are_taught_saved_and_asked_for(runs, tmp_path, softmax):
         (["--n_value_buckets", "4"], "needs target item or running"),
         (["--n_value_buckets", "-1"], "n_value_buckets -1"),
         (["--value_coef", "-1"], "value_coef -1"),
+        (["--n_value_buckets", "4", "--value_coef", "0"], "value_coef 0 teaches no value token"),
         (["--action_weights", "1", "2", "1"], "action_weights"),
         (["--value_weight_clip", "0.99"], "percentile: give 50 to 100"),
     ],

@@ -45,6 +45,12 @@ def test_worth_is_a_share_whatever_was_paid(values, counts, percentile):
     assert ((worth >= 0) & (worth <= 1)).all()
 
 
+@pytest.mark.parametrize(("prior", "percentile"), [(0, 95), (-1, 95), (float("nan"), 95), (5, 150), (5, -1)])
+def test_priors_and_percentiles_that_make_no_worth_are_refused(prior, percentile):
+    with pytest.raises(ConfigError, match=f"value_prior {prior} must be above 0, and value_percentile {percentile}"):
+        relative_worth(np.ones(2), np.array([1, 0]), percentile=percentile, prior=prior)
+
+
 @pytest.mark.parametrize("worth", [[0.5, 1.5], [0.5, -0.1], [0.5, float("nan")]])
 def test_worths_that_are_no_shares_are_refused(worth):
     with pytest.raises(ConfigError, match=r"worth must lie in \[0, 1\]"):

@@ -95,11 +95,32 @@ def test_without_gold_there_is_none_and_free_beams_are_counted_by_level(catalog)
     assert not [name for name in found if name.startswith("gold")]
 
 
-def test_a_process_without_pages_has_the_same_names(catalog):
-    looking = watch(catalog)
-    assert looking.magnets([]) == []
-    found = looking(None, Accelerator(cpu=True))
-    assert found.keys() == looking(Proposals(PAGES, PROPOSED, None), Accelerator(cpu=True)).keys()
+class Two:
+    """Stands in for accelerate on two processes: what the other one sends is added."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, other=0.0):
+        self.other, self.sent = other, None
+
+    def reduce(self, x, reduction):
+        assert reduction == "sum"
+        self.sent = x
+        return x + self.other
+
+
+def test_a_process_without_pages_finds_what_the_other_one_does(catalog):
+    has_pages, has_none = watch(catalog), watch(catalog)
+    assert has_none.magnets([]) == []
+    first = Two()
+    found = has_pages(Proposals(PAGES, PROPOSED, None), first)
+    assert has_none(None, Two(first.sent)) == found
+    assert has_none.magnets(["title"] * catalog.n_items) == has_pages.magnets(["title"] * catalog.n_items)
+
+
+def test_what_was_not_measured_is_left_out_and_not_said_to_be_0(catalog):
+    found = watch(catalog)(Proposals(PAGES, PROPOSED, None), Accelerator(cpu=True))
+    assert not any(name.startswith("har@10") for name in found)
 
 
 def test_popularity_of_another_catalogue_is_refused(catalog):

@@ -231,6 +231,12 @@ def test_page_term_of_a_policy_that_reads_merged_items_is_refused(catalog, examp
         make_trainer(policy, catalog, examples, tmp_path, page_coef=0.1)
 
 
+def test_page_term_of_a_lazy_policy_is_refused(catalog, examples, tmp_path):
+    policy = make_policy(catalog, lazy_layers=1)
+    with pytest.raises(ConfigError, match="a LazyAR policy none"):
+        make_trainer(policy, catalog, examples, tmp_path, page_coef=0.1)
+
+
 def test_groups_that_missed_get_a_positive_in_place_of_their_last(policy, examples):
     hit = torch.from_numpy(policy.prompts.answer(examples[0].positives[:1])).view(1, 3)
     other = torch.from_numpy(policy.prompts.answer(np.array([11, 10]))).view(2, 3)

@@ -4,13 +4,20 @@ import pytest
 
 from genrec_rl.errors import RewardError
 from genrec_rl.rl.choices import GUARDED
-from genrec_rl.rl.selection import RewardCheck, guarded, keep_best
+from genrec_rl.rl.selection import Patience, RewardCheck, guarded, keep_best
 
 
 def trainer_with(*measured, best=True):
     rows = [{"step": step, "eval_ndcg@10": value} for step, value in measured] + [{"step": 1, "loss": 0.5}]
-    args = SimpleNamespace(load_best_model_at_end=best, metric_for_best_model="eval_ndcg@10")
-    return SimpleNamespace(state=SimpleNamespace(log_history=rows), args=args)
+    return held_by(rows, metric="eval_ndcg@10", best=best)
+
+
+def held_by(rows, *, metric, best=True):
+    """A trainer that loaded the first of its best checkpoints, as transformers does."""
+    later = [row for row in rows if row["step"] > 0 and metric in row]
+    loaded = f"runs/checkpoint-{max(later, key=lambda row: row[metric])['step']}" if best and later else None
+    args = SimpleNamespace(load_best_model_at_end=best, metric_for_best_model=metric)
+    return SimpleNamespace(state=SimpleNamespace(log_history=rows, best_model_checkpoint=loaded), args=args)
 
 
 def test_a_better_checkpoint_is_kept(policy, catalog):
@@ -26,6 +33,50 @@ def test_a_trainer_that_holds_its_last_step_is_judged_by_that(policy, catalog, t
     kept, verdict = keep_best(trainer, policy, start_dir=tmp_path, catalog=catalog, keep_start=True)
     assert kept is not policy
     assert "0.1000 at step 9, the last" in verdict
+
+
+def test_the_checkpoint_that_was_loaded_is_judged_whatever_it_was_chosen_by(policy, catalog):
+    trainer = trainer_with((0, 0.2), (5, 0.3), (9, 0.1))
+    trainer.args.metric_for_best_model = "eval_hr@10"
+    trainer.state.best_model_checkpoint = "runs/checkpoint-9"
+    assert (
+        "0.1000 at step 9, the best"
+        in keep_best(trainer, policy, start_dir="x", catalog=catalog, keep_start=False)[1]
+    )
+
+
+def test_a_best_step_that_was_never_saved_leaves_the_last(policy, catalog):
+    trainer = trainer_with((0, 0.2), (5, 0.3), (9, 0.1))
+    trainer.state.best_model_checkpoint = None
+    assert (
+        "0.1000 at step 9, the last"
+        in keep_best(trainer, policy, start_dir="x", catalog=catalog, keep_start=False)[1]
+    )
+
+
+def stops_at(values, *, patience, begun_at=0):
+    """The step at which a run with one evaluation a step ends; a resumed one evaluates its first step once more."""
+    callback, control = Patience(early_stopping_patience=patience), SimpleNamespace(should_training_stop=False)
+    args = SimpleNamespace(metric_for_best_model="ndcg", greater_is_better=True, load_best_model_at_end=True,
+                           eval_strategy="steps")  # fmt: skip
+    state = SimpleNamespace(global_step=begun_at, best_metric=max(values[: begun_at + 1]))
+    callback.on_train_begin(args, state, control)
+    for step in range(begun_at, len(values)):
+        state.global_step = step
+        callback.on_evaluate(args, state, control, {"eval_ndcg": values[step]})
+        state.best_metric = max(state.best_metric, values[step])
+        if control.should_training_stop:
+            break
+    return step
+
+
+def test_patience_counts_evaluations_without_a_better_one():
+    assert stops_at([0.1, 0.2, 0.2, 0.1, 0.3], patience=2) == 3
+
+
+def test_patience_does_not_count_the_evaluation_that_a_resumed_run_begins_with():
+    rising = [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert stops_at(rising, patience=1) == stops_at(rising, patience=1, begun_at=2) == 4
 
 
 @pytest.mark.parametrize("best", [0.1, 0.05])
@@ -101,8 +152,7 @@ def test_the_start_keeps_its_own_guards():
 def guarded_trainer(*rows):
     history = [START | {GUARDED: 0.2}]
     history += [row | guarded(row, [START]) for row in rows]
-    args = SimpleNamespace(load_best_model_at_end=True, metric_for_best_model=GUARDED)
-    return SimpleNamespace(state=SimpleNamespace(log_history=history), args=args)
+    return held_by(history, metric=GUARDED)
 
 
 def row(step, ndcg, har, gold=0.5):

@@ -48,6 +48,17 @@ def test_probe_is_zero_at_the_start_and_counts_from_there(policy, examples):
     assert (after["entropy_level_1"] < before["entropy_level_1"]).all()  # sharper
 
 
+def test_it_reads_the_prompts_that_are_trained(policy, examples):
+    asked = []
+
+    def write(context):
+        asked.append(context)
+        return policy.prompts.running_prompt(context)
+
+    StartProbe(reader(policy), examples, policy.prompts, write=write)
+    assert asked == [example.context for example in examples]
+
+
 def test_requests_without_positives_are_left_out(policy):
     probe = StartProbe(reader(policy), [make_example([1], [], exposed=[2])], policy.prompts)
     assert probe.columns() == {}

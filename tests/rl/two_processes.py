@@ -1,4 +1,4 @@
-"""One update by each policy term on hand-made pages, by 1 or 2 processes, which must agree. Writes what rank 0 saw."""
+"""One update by each policy term on hand-made pages, by 1 or 2 processes. Writes what rank 0 saw."""
 
 import json
 import os

@@ -127,6 +127,7 @@ def test_running_requests_are_every_item_after_all_before_it():
     found = training_requests(dataset, "running", max_history=3)
     asked = [(example.context.history.tolist(), example.positives.tolist()) for example in found]
     assert asked == [([], [0]), ([0], [1]), ([0, 1, 2], [3]), ([1, 2, 3], [4]), ([2, 3, 4], [5])]
+    assert all((example.context.history_times <= example.context.time).all() for example in found)
     assert found[-1].positives.tolist() == [5]
     assert [example.positives.tolist() for example in found[1:3]] == [[1], [3]]
     assert {example.context.user_id for example in found} == {"u0"}

@@ -198,7 +198,7 @@ def _answer_errors(app: FastAPI, service: RecommendService) -> None:
 def describe_invalid(error: RequestValidationError) -> str:
     """Return the first thing that is wrong with a body, in one line."""
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query")]
+    where = [str(part) for part in first["loc"][1:]]  # (the first says that it is the body, or the query)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{where[-1]}'; known are {', '.join(RecommendBody.model_fields)}"
     if first["type"] == "json_invalid":

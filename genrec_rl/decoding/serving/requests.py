@@ -139,12 +139,13 @@ class RequestReader:
         items = body.history or []
         self._check_length("history", items)
         asked = int(self._now()) if body.time is None else body.time
-        times = asked - DAY * np.arange(len(items), 0, -1, dtype=np.int64)
+        rows = [self._rows.get(str(item)) for item in items]
+        is_known = np.array([row is not None for row in rows], bool)
+        days_ago = np.cumsum(is_known[::-1])[::-1].clip(min=1)  # unknown items take no day: they are not in the key
+        times = asked - DAY * days_ago.astype(np.int64)
         if body.history_times is not None:
             times = np.array(body.history_times, np.int64)
             self._check_times(times, len(items), asked)
-        rows = [self._rows.get(str(item)) for item in items]
-        is_known = np.array([row is not None for row in rows], bool)
         pages = np.cumsum(np.diff(times // DAY, prepend=times[:1] // DAY) != 0)
         history = np.array([-1 if row is None else row for row in rows], np.int32)
         context = Context("", asked, history, times, pages.astype(np.int32)).only(is_known)

@@ -78,6 +78,8 @@ def test_known_user_is_answered_and_the_second_time_from_the_cache(client, marke
         (b"\xff\xfe", 422, ""),
         (b"{}", 422, "either user_id or history"),
         (b'{"history": [1], "kk": 3}', 422, "unknown key 'kk'; known are user_id, history"),
+        (b'{"query": "star wars"}', 422, "unknown key 'query'"),
+        (b'{"body": {"history": [1]}}', 422, "unknown key 'body'"),
         (b'{"history": [true]}', 422, "history.0: an id is an integer or a string"),
         (b'{"history": [' + b"9" * 5000 + b"]}", 400, "parsing the body"),
         (b'{"history": [], "time": NaN}', 422, "time: "),

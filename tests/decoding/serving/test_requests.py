@@ -94,7 +94,10 @@ def test_k_left_out_is_ten_or_as_many_as_may_be_asked_for(reader, dataset):
 
 
 def test_equal_requests_share_a_key(reader):
-    assert read(reader, history=[10, 20]).key == read(reader, history=["10", 20, 99]).key
+    known, mixed = read(reader, history=[10, 20]), read(reader, history=["10", 98, 20, 99])
+    assert known.key == mixed.key
+    assert known.context.history_times.tolist() == mixed.context.history_times.tolist()
+    assert known.context.history_pages.tolist() == mixed.context.history_pages.tolist()
     assert read(reader, user_id=1).key == read(reader, user_id="1").key
 
 
