@@ -4,10 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
+from genrec_rl.data.store import load_dataset
 from genrec_rl.errors import ConfigError, DataError
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.tracking import finish_stage, require_stage
+from genrec_rl.tracking import finish_stage, require_stage, stage_record
 from recipes import build_sids, extend_sids, prepare
+from recipes.extend_sids import check_split
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -102,3 +104,11 @@ def test_texts_that_changed_leave_known_items_as_they_are(root, tmp_path, capsys
     with pytest.raises(DataError, match="none of 60 known items has the vector that it had"):
         extend(root, tmp_path / "all")
     assert np.isfinite(Catalog.load(root / "sids").vectors).all()
+
+
+def test_data_that_were_prepared_again_are_said_to_prove_nothing(root, capsys):
+    card = load_dataset(root / "newer" / "data").card
+    check_split(card, root / "data", key=stage_record(root / "data")["key"])
+    assert capsys.readouterr().out == ""
+    check_split(card, root / "data", key="another")
+    assert "prepared again: nobody checks" in capsys.readouterr().out

@@ -44,3 +44,9 @@ def test_ua_sid_has_shrinking_balanced_codebooks_and_a_hash_with_buckets():
 def test_contradictions_are_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         quantised(**settings)
+
+
+def test_balanced_books_are_sized_by_distinct_contents():
+    vectors = np.eye(8, dtype=np.float32).repeat(40, axis=0)  # 320 items of 8 contents
+    assert QuantiserSettings(balanced=True).sizes(vectors) == QuantiserSettings().sizes(np.eye(8, dtype=np.float32))
+    assert QuantiserSettings().sizes(vectors) == (32, 32, 32)  # 32^2 >= 640
