@@ -41,6 +41,16 @@ def test_steps_that_a_resumed_run_did_again_count_once(tmp_path):
     assert found.seconds == [4.0]
 
 
+def test_a_curve_whose_weights_were_cleared_away_has_losses_and_no_size(tmp_path):
+    folder = write_run(tmp_path, [training_row(4, seconds=1.0) | {"eval/loss": 3.0}])
+    (folder / "model.safetensors").unlink()
+    found = read_curve(folder)
+    assert (found.n_parameters, found.best) == (None, 3.0)
+    sized = [curve(n, 2 + 0.5 * (n / 1e6) ** -0.3) for n in SIZES]
+    assert fit_power_law([*sized, found]) == fit_power_law(sized)
+    assert fit_power_law([found]) is None
+
+
 def training_row(step: int, *, seconds: float) -> dict[str, float]:
     """Four steps an epoch, 70 tokens a step."""
     counted = {"train/epoch": step / 4, "train/num_input_tokens_seen": 70 * step}
