@@ -44,6 +44,7 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import PAIR, Decoding, Plan, measure_catalogue, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
 from genrec_rl.rewards.components import load_reward_model
+from genrec_rl.rl.unlabelled import is_held_out
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
 
@@ -70,7 +71,7 @@ class Settings:
     protocol: Literal["pages", "loo"] = field(default="pages", metadata={"help": "of paper_tables.py"})
     sids: Literal["letter", "ours"] = field(default="ours", metadata={"help": "of Beauty: LETTER's, or our own"})
     policy: str | None = field(
-        default=None, metadata={"help": "row of Table 1 to start from; none: genrec of pages, genrec_running of loo"}
+        default=None, metadata={"help": "row of Table 1 to start from; none: genrec of pages, genrec_wide of loo"}
     )
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and LETTER's SIDs"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
@@ -102,7 +103,7 @@ def main() -> None:
 
 
 def seed_cells(settings: Settings, seed: int) -> SeedCells:
-    name = settings.policy or {"pages": "genrec", "loo": "genrec_running"}[settings.protocol]
+    name = settings.policy or {"pages": "genrec", "loo": "genrec_wide"}[settings.protocol]
     specs = [spec for spec in TABLE_1 if spec.name == name and spec.kind == "policy"]
     if not specs:
         raise ConfigError(f"policy '{name}' is no policy of Table 1")
@@ -113,7 +114,11 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     sft = made.answers[name, seed]
     root = RUNS / settings.data / settings.protocol / table.sids / name
     stages = ["--data_dir", str(made.data.folder), "--sid_dir", str(made.sids.folder), "--seed", str(seed)]
-    requests = ["--requests", "running" if PROTOCOLS[settings.protocol].is_next_item else "page"]
+    is_next_item = PROTOCOLS[settings.protocol].is_next_item
+    requests = ["--requests", "running" if is_next_item else "page"]
+    continues_page = specs[0].continues_page and is_next_item
+    if continues_page:
+        requests += ["--continue_page", "true"]
     words = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
     reward_words = ["--policy_dir", str(sft.folder / "policy"), *words, *requests]
     facts = {"sft": sft.key}
@@ -133,7 +138,7 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         if arm.is_reranked:
             made_with |= {"margin_weight": margin_weight(settings)}
         run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
-                      ["--config", str(config), *stages, *requests])  # fmt: skip
+                      ["--config", str(config), *stages, *requests], continues_page=continues_page)  # fmt: skip
         folder = root / arm.name / f"seed{seed}"
         arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"])
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
@@ -157,6 +162,8 @@ def answer(
     gold_dir: Path,
     words: Sequence[str],
     folder: Path,
+    *,
+    continues_page: bool,
 ) -> None:
     """Align the policy, if the arm does, and keep one number a test request and metric."""
     policy_dir = sft_dir
@@ -177,7 +184,9 @@ def answer(
         blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
                           "init_args": {"path": str(made.data.folder)}}  # fmt: skip
     scorers = {name: load_reward_model(block, catalog=catalog) for name, block in blocks.items()}
-    recommender: Recommender = load_recommender(policy_dir, catalog=catalog, options=BeamOptions(batch_size=128))
+    recommender: Recommender = load_recommender(
+        policy_dir, catalog=catalog, options=BeamOptions(batch_size=128, continue_page=continues_page)
+    )
     if arm.is_reranked:
         recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))
     examples = dataset.examples("test", max_history=PROTOCOLS[settings.protocol].max_history)
@@ -202,7 +211,12 @@ def answer(
 
 def margin_weight(settings: Settings) -> float:
     """Return the weight that listwise_kl and the check of the reward have too."""
-    return float(yaml.safe_load((HERE / f"{settings.data}.yaml").read_text())["margin_weight"])
+    return float(config_of(settings)["margin_weight"])
+
+
+def config_of(settings: Settings) -> dict[str, Any]:
+    """Return what all arms of a data set share."""
+    return yaml.safe_load((HERE / f"{settings.data}.yaml").read_text())
 
 
 def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
@@ -229,7 +243,9 @@ def report(settings: Settings) -> None:
         console.print("nothing is done yet")
         return
     dataset = load_dataset(cells.sft[0].folder)
-    requests = Requests.of(dataset.examples("test", max_history=None))
+    asked = config_of(settings).get("unlabelled_users") if config_of(settings).get("unlabelled_share") else None
+    held_out = None if asked is None else partial(is_held_out, users=float(asked))
+    requests = Requests.of(dataset.examples("test", max_history=None), is_held_out=held_out)
     means = {name: [summarise(seed, requests) for seed in seeds] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}

@@ -11,6 +11,7 @@ Watch   train/reward/raw should rise, train/rollout/hallucination_rate fall, and
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -51,6 +52,12 @@ class Settings:
     )
     continue_page: bool = field(
         default=False, metadata={"help": "the policy reads the request's own day as the beginning of its answer"}
+    )
+    unlabelled_share: float = field(
+        default=0.0, metadata={"help": "share of prompts that are validation requests without their labels"}
+    )
+    unlabelled_users: float = field(
+        default=0.5, metadata={"help": "share of users who give them; the others tell learning from memory"}
     )
     reward_model: dict | str | None = field(default=None, metadata={"help": "{class_path, init_args: {path}}"})
     gold_model: dict | str | None = field(
@@ -141,6 +148,7 @@ def make_trainer(
     from genrec_rl.rl.selection import Patience, RewardCheck
     from genrec_rl.rl.telemetry import TABLE_COLUMNS
     from genrec_rl.rl.trainer import GRPOSRTrainer
+    from genrec_rl.rl.unlabelled import with_unlabelled
     from genrec_rl.sft.callbacks import EvaluationTableCallback, TableCallback, TrackerCallback, use_progress_bar
     from genrec_rl.sft.targets import training_requests
 
@@ -150,7 +158,12 @@ def make_trainer(
     trainer = GRPOSRTrainer(
         inputs.policy,
         args=args,  # (policy and reward cut histories for themselves)
-        examples=training_requests(inputs.dataset, settings.requests, max_history=None),
+        examples=with_unlabelled(
+            training_requests(inputs.dataset, settings.requests, max_history=None),
+            inputs.dataset.examples("valid", max_history=None),
+            share=settings.unlabelled_share,
+            users=settings.unlabelled_users,
+        ),
         scorer=inputs.scorer,
         validation=validation,
         continue_page=settings.continue_page,
@@ -176,6 +189,7 @@ def make_validation(settings: Settings, args: "GRPOSRConfig", inputs: Inputs) ->
     from genrec_rl.decoding.validation import Validation
     from genrec_rl.rewards.scoring import GatedReward
     from genrec_rl.rl.diagnostics import HackingWatch
+    from genrec_rl.rl.unlabelled import is_held_out
 
     scorer, policy = inputs.scorer, inputs.policy
     watch = HackingWatch(
@@ -192,6 +206,7 @@ def make_validation(settings: Settings, args: "GRPOSRConfig", inputs: Inputs) ->
         measure_hallucination=policy.model.config.softmax == "vocabulary",
         reward_model=GatedReward(scorer.reward_model, scorer.gate),
         rerank_weight=args.weight_in_check,
+        is_held_out=partial(is_held_out, users=settings.unlabelled_users) if settings.unlabelled_share else None,
         watch=watch,
     )
     return validation, watch

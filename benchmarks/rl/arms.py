@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from types import MappingProxyType
 
-GENTLE = ("--learning_rate", "5e-5")
+GENTLE = ("--learning_rate", "1e-4", "--nll_coef", "0.2")
 """A policy gradient at the distillation's rate leaves what SFT learnt at once (LOG.md)."""
-PLAIN = (*GENTLE, "--anchor_positives", "false", "--nll_coef", "0")
+PLAIN = (*GENTLE[:2], "--anchor_positives", "false", "--nll_coef", "0")
+CONTROL = ("--learning_rate", "1e-4", "--unlabelled_share", "0")
+"""All its prompts are labelled, at a rate at which it does not fall."""
 NO_GATE = ("--gate", "none")
 WEIGHED = ("--rollout_weights", "policy", "--scale_rewards", "none")
 """Each beam counts by its probability: the gradient of the expected reward, which pushes nothing out of the beam."""
@@ -30,7 +32,7 @@ ARMS = MappingProxyType(
         arm.name: arm
         for arm in (
             Arm("sft", "SFT", paper=(0.7192, 0.1027, 0.0496)),
-            Arm("sft_continued", "SFT continued: NLL alone, same pages and steps", ("--policy_term", "none")),
+            Arm("sft_continued", "SFT continued: NLL alone, as many steps", (*CONTROL, "--policy_term", "none")),
             Arm("best_of_n", "SFT's beams re-ranked by the reward model", is_reranked=True),
             Arm("grpo", "GRPO", PLAIN, paper=(0.7248, 0.1177, 0.0603)),
             Arm("grpo_sr", "GRPO-SR", GENTLE, paper=(0.7438, 0.1212, 0.0268)),
@@ -38,7 +40,7 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
             Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),
             Arm("grpo_sr_weighed", "GRPO-SR, beams weighed by the policy, no division", (*GENTLE, *WEIGHED)),
-            Arm("listwise_kl", "listwise KL", ("--policy_term", "listwise_kl", "--rollouts_from", "start")),
+            Arm("listwise_kl", "listwise KL", ("--policy_term", "listwise_kl")),
         )
     }
 )

@@ -3,7 +3,7 @@
 P   requests        K   ranks        S   seeds
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,26 +42,33 @@ class Requests:
     positives: Sequence[np.ndarray]
     seen: Sequence[np.ndarray]
     is_same_day: Bool[np.ndarray, " P"]
+    is_held_out: Bool[np.ndarray, " P"] | None = None
 
     @classmethod
-    def of(cls, examples: Sequence[Example]) -> "Requests":
-        """Read them off a split's examples with their whole histories."""
+    def of(cls, examples: Sequence[Example], *, is_held_out: Callable[[Example], bool] | None = None) -> "Requests":
+        """Read them off a split's examples with their whole histories.
+
+        ``is_held_out`` says whose earlier requests no system was trained on, not even without their labels.
+        """
         return cls(
             user_ids=np.array([example.context.user_id for example in examples]),
             positives=[example.positives for example in examples],
             seen=[example.context.history for example in examples],
             is_same_day=np.array([follows_same_day(example) for example in examples]),
+            is_held_out=None if is_held_out is None else np.array([is_held_out(example) for example in examples]),
         )
 
     @property
     def strata(self) -> dict[str, Bool[np.ndarray, " P"]]:
         """Return which requests are of each stratum, leaving out divisions of which one side is empty.
 
-        By the newest history item's day, which is the request's own or an earlier one; and by how many items are
-        positive.
+        By the newest history item's day, which is the request's own or an earlier one; by how many items are
+        positive; and by whether the user's earlier requests were prompts.
         """
         has_several = np.array([len(positives) > 1 for positives in self.positives])
-        divisions = (("/same_day", "/new_day", self.is_same_day), ("/several", "/one", has_several))
+        divisions = [("/same_day", "/new_day", self.is_same_day), ("/several", "/one", has_several)]
+        if self.is_held_out is not None:
+            divisions.append(("/held_out", "/prompted", self.is_held_out))
         return {
             name: part
             for yes, no, is_in in divisions

@@ -22,6 +22,8 @@ GAIN_ERROR = "reranked_gain_error"
 _GAIN_SQUARED = "reranked_gain_squared"
 VALUE = "value@10"
 _HAS_VALUE = "requests_with_value"
+HELD_OUT = "ndcg@10_held_out"
+_IS_HELD_OUT = "requests_held_out"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +49,7 @@ class Validation:
         measure_hallucination: also decode without the catalogue's trie and count invalid SIDs.
         reward_model: also re-rank the constrained beams by it, see ``decoding.rerank``.
         rerank_weight: of its log-odds.
+        is_held_out: whether training saw nothing of a request, not even its context; NDCG@10 is also given of those.
         watch: measures more of what was recommended.
 
     Raises:
@@ -62,6 +65,7 @@ class Validation:
         measure_hallucination: bool = True,
         reward_model: RewardModel | GatedReward | None = None,
         rerank_weight: float = 1.0,
+        is_held_out: Callable[[Example], bool] | None = None,
         watch: Watch | None = None,
     ) -> None:
         if beams < 10:
@@ -73,6 +77,7 @@ class Validation:
         self.reward_model = reward_model
         self.rerank_weight = rerank_weight
         self.has_values = any(example.positive_values.any() for example in examples)
+        self.is_held_out = is_held_out
         self.watch = watch
         self._newest: Proposals | None = None
 
@@ -80,9 +85,15 @@ class Validation:
     def measured(self) -> tuple[str, ...]:
         """Names of the metrics."""
         free = ("har@10",) if self.measure_hallucination else ()
-        valued = (VALUE, _HAS_VALUE) if self.has_values else ()
+        of_some = [name for share in self._shares.items() for name in share]
         reranked = (RERANKED, _GAIN_SQUARED) if self.reward_model is not None else ()
-        return ("hr@10", "ndcg@10", *valued, *free, *reranked)
+        return ("hr@10", "ndcg@10", *of_some, *free, *reranked)
+
+    @property
+    def _shares(self) -> dict[str, str]:
+        """Metrics that say nothing of some requests, and the name under which the others are counted."""
+        shares = {VALUE: _HAS_VALUE} if self.has_values else {}
+        return shares | ({HELD_OUT: _IS_HELD_OUT} if self.is_held_out is not None else {})
 
     def measure(self, accelerator: Accelerator) -> dict[str, float]:
         """Return means: HR@10 and NDCG@10 (also re-ranked) of constrained beams, HaR@10 of free ones.
@@ -96,8 +107,8 @@ class Validation:
         reduced: Any = torch.tensor([*totals.values(), len(mine)], dtype=torch.float32, device=accelerator.device)
         *sums, count = accelerator.reduce(reduced, reduction="sum").tolist()
         means = {name: total / max(count, 1) for name, total in zip(totals, sums, strict=True)}
-        if self.has_values:
-            means[VALUE] /= max(means.pop(_HAS_VALUE), 1e-12)
+        for name, counted in self._shares.items():
+            means[name] /= max(means.pop(counted), 1e-12)
         if self.reward_model is not None:
             gain, squared = means[RERANKED] - means["ndcg@10"], means.pop(_GAIN_SQUARED)
             means[GAIN_ERROR] = (max(squared - gain**2, 0.0) / max(count, 1)) ** 0.5
@@ -118,6 +129,9 @@ class Validation:
         if self.has_values:
             found = metrics.value_recall(rows_PK, positives, [example.positive_values for example in examples], k=10)
             result |= {VALUE: np.nan_to_num(found), _HAS_VALUE: np.isfinite(found).astype(float)}
+        if self.is_held_out is not None:
+            held_out = np.array([self.is_held_out(example) for example in examples], float)
+            result |= {HELD_OUT: result["ndcg@10"] * held_out, _IS_HELD_OUT: held_out}
         free = None
         if self.measure_hallucination:
             free = self.recommender.recommend(contexts, k=self.beams, constrained=False)

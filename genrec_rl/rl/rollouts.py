@@ -34,7 +34,8 @@ def build_prompts(examples: Sequence[Example], encode: Callable[[Context], Int[n
 
     def write(batch: dict[str, list[int]]) -> dict[str, list]:
         pages = batch["page"]
-        return {"prompt": [encode(examples[p].context).tolist() for p in pages], "page": pages}
+        prompts = {page: encode(examples[page].context).tolist() for page in {*pages}}  # (a page comes G times)
+        return {"prompt": [prompts[page] for page in pages], "page": pages}
 
     return Dataset.from_dict({"page": np.arange(len(examples))}).with_transform(write)
 

@@ -71,6 +71,13 @@ def test_strata_divide_by_day_and_by_number_of_positives():
     }
 
 
+def test_users_whose_requests_were_no_prompts_are_a_stratum():
+    examples = [make_example([1], [2]), make_example([1], [3])]
+    requests = Requests.of(examples, is_held_out=lambda example: example is examples[1])
+    assert requests.strata["/held_out"].tolist() == [False, True]
+    assert requests.strata["/prompted"].tolist() == [True, False]
+
+
 def test_division_with_an_empty_side_is_left_out():
     assert set(REQUESTS.strata) == {"/same_day", "/new_day"}
 

@@ -48,6 +48,14 @@ def test_value_is_averaged_over_the_pages_that_are_worth_something():
     assert found["value@10"] == pytest.approx((0.25 + 1) / 2)
 
 
+def test_ndcg_is_also_given_of_the_held_out_alone():
+    pages = [make_example([], [0]), make_example([], [2]), make_example([], [11])]
+    validation = Validation(pages, Scripted(), beams=10, measure_hallucination=False,
+                            is_held_out=lambda example: example is not pages[0])  # fmt: skip
+    found = validation.measure(Accelerator(cpu=True))
+    assert found == pytest.approx({"hr@10": 2 / 3, "ndcg@10": 0.5, "ndcg@10_held_out": (0.5 + 0) / 2})
+
+
 def test_beams_are_also_ranked_by_a_reward_model():
     rewards = np.linspace(0.9, 0.1, 12)[::-1].copy()  # the later the item, the better
     validation = Validation(
