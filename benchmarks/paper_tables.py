@@ -10,6 +10,7 @@ Watch   the bar: which cell runs, and about how long the rest will take. A run t
         ``--report true`` only writes the table of what is done so far.
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,12 @@ import numpy as np
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
 from benchmarks.readme import fill_readme
-from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import Answers, Requests
+from benchmarks.tables.cells import CELL_FILE, Cell, work_off
+from benchmarks.tables.measure import Answers, Columns, Requests
 from benchmarks.tables.protocols import NARROW_BEAMS, PROTOCOLS, Protocol
 from benchmarks.tables.report import for_readme, tabulate, write_table
 from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
-from benchmarks.tables.systems import RERANK_WEIGHT, TABLES, TARGETS, SystemSpec
+from benchmarks.tables.systems import ALIGNED, RERANK_WEIGHT, TABLES, TARGETS, SystemSpec
 from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender, Recommender
@@ -41,7 +42,7 @@ from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
 
-RUNS = Path("runs/tables")
+RUNS, RL_RUNS = Path("runs/tables"), Path("runs/rl")
 ANSWERS = "answers.npz"
 RESULTS = Path("benchmarks/results")
 SEEDS = (0, 1, 2)
@@ -120,11 +121,27 @@ def report(settings: Settings) -> None:
     if not answers:
         console.print("nothing is done yet")
         return
-    result = tabulate(answers, requests)
+    aligned = aligned_columns(settings) if settings.table == 1 else {}
+    specs = (*specs, *(spec for spec in ALIGNED if spec.name in aligned))
+    result = tabulate(answers, requests, measured={"loo": aligned} if "loo" in answers else {})
     write_table(result, specs, file)
     if file.stem == IN_README:
         fill_readme("accuracy-table", for_readme(result, specs, file))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} systems")
+
+
+def aligned_columns(settings: Settings) -> dict[str, list[Columns]]:
+    """Return what benchmarks/rl_gain.py measured of policies aligned from these ones, one entry a seed."""
+    found: dict[str, list[Columns]] = {}
+    policies = protocol_cells(settings, "loo", TABLES[1]).answers
+    for spec in ALIGNED:
+        for seed in settings.seeds:
+            folder = RL_RUNS / settings.data / "loo" / settings.sids / spec.of / spec.name / f"seed{seed}"
+            record = json.loads((folder / CELL_FILE).read_text()) if (folder / CELL_FILE).is_file() else None
+            if record is not None and record["facts"]["sft"] == policies[spec.of, seed].key:
+                with np.load(folder / "columns.npz", allow_pickle=False) as arrays:
+                    found.setdefault(spec.name, []).append(dict(arrays))
+    return found
 
 
 def draw_losses(

@@ -30,11 +30,11 @@ from matplotlib import pyplot as plt
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, OF_LISTS, PAIRS, SHOWN, SIGNS, TRUE, Arm
+from benchmarks.rl.arms import ARMS, DRAWN, GAINS, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.report import as_result, cell, number
+from benchmarks.tables.report import as_dict, as_result, cell, number
 from benchmarks.tables.systems import TABLE_1, TREES
 from genrec_rl.config import nearest
 from genrec_rl.data.store import load_dataset
@@ -49,7 +49,6 @@ from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
 
 mpl.use("Agg")
-RUNS = Path("runs/rl")
 HERE = Path(__file__).parent / "rl"
 KS = (1, 10, 50)
 MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0}
@@ -112,7 +111,7 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     )
     made = paper_tables.protocol_cells(table, settings.protocol, specs)
     sft = made.answers[name, seed]
-    root = RUNS / settings.data / settings.protocol / table.sids / name
+    root = paper_tables.RL_RUNS / settings.data / settings.protocol / table.sids / name
     stages = ["--data_dir", str(made.data.folder), "--sid_dir", str(made.sids.folder), "--seed", str(seed)]
     is_next_item = PROTOCOLS[settings.protocol].is_next_item
     requests = ["--requests", "running" if is_next_item else "page"]
@@ -254,11 +253,22 @@ def report(settings: Settings) -> None:
     }
     found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
     result = as_result(systems, found, seeds=settings.seeds)
+    result["paired_by_seed"] = pair_by_seed(columns, requests)
     file = paper_tables.RESULTS / f"rl_{'_'.join([settings.data, *unusual(settings)])}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
     draw(done, file.with_suffix(".png"))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
+
+
+def pair_by_seed(columns: Mapping[str, Sequence[Columns]], requests: Requests) -> dict[str, list[dict[str, float]]]:
+    """Return NDCG@10's difference of each seed, of the pairs that say whether RL gained: one entry a shared seed."""
+    found = {}
+    for a, b in [names for names in GAINS if set(names) <= set(columns)]:
+        both = zip(columns[a], columns[b], strict=False)  # (seeds stand in order, and are done in order)
+        intervals = [pair({a: [x], b: [y]}, [(a, b)], requests)[f"{a}{PAIR}{b}"]["NDCG@10"] for x, y in both]
+        found[f"{a}{PAIR}{b}"] = [as_dict(interval) for interval in intervals]
+    return found
 
 
 def unusual(settings: Settings) -> list[str]:
@@ -287,6 +297,14 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     for key, row in result["paired"].items():
         cells = [f"{metric} {difference(row[metric])}" for metric in of_requests if metric in row]
         lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(cells)}")
+    lines += ["", "NDCG@10 of each seed:", ""]
+    for key, seeds in result["paired_by_seed"].items():
+        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(map(difference, seeds))}")
+    lines += ["", "NDCG@10 by stratum: the newest item is of the request's own day or of an earlier one; the user's "
+              "earlier request was an unlabelled prompt or (held out) was not:", ""]  # fmt: skip
+    for key in [key for key in result["paired_by_seed"] if key in result["paired"]]:
+        of = {name: result["paired"][key].get(f"NDCG@10/{name}") for name in STRATA}
+        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(f'{n} {difference(x)}' for n, x in of.items() if x)}")
     lines += ["", "Signs of the paper's Table 3, and what was found:", ""]
     for (a, b), metric, sign in SIGNS:
         row = result["paired"].get(f"{a}{PAIR}{b}", {})
@@ -300,17 +318,21 @@ def difference(of: Mapping[str, float]) -> str:
 
 
 def draw(done: Mapping[str, Path], file: Path) -> None:
-    """Draw validation NDCG@10, free HaR@10 and the rollouts' reward over the steps, a line an arm (first seed)."""
-    figure, panels = plt.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    names = {"eval/ndcg@10": "validation NDCG@10", "eval/har@10": "validation HaR@10", "train/reward/raw": "reward"}
-    for axes, (metric, title) in zip(panels, names.items(), strict=True):
-        for name, folder in done.items():
-            if ARMS[name].arguments is not None:
-                steps, values = logged(folder, metric)
-                axes.plot(steps, values, label=name, linewidth=1.2)
+    """Draw what was logged over the steps, a line an arm (first seed), and leave out what no arm logged."""
+    trained = {name: folder for name, folder in done.items() if ARMS[name].arguments is not None}
+    curves = {title: {name: logged(folder, metric) for name, folder in trained.items()} for metric, title in DRAWN}
+    curves = {title: of for title, of in curves.items() if any(steps for steps, _ in of.values())}
+    if not curves:
+        return
+    width = 3.6 * len(curves)
+    figure, panels = plt.subplots(1, len(curves), figsize=(width, 3.2), layout="constrained", squeeze=False)
+    for axes, (title, of) in zip(panels[0], curves.items(), strict=True):
+        for name, (steps, values) in of.items():
+            axes.plot(steps, values, label=name, linewidth=1.2)
         axes.set(xlabel="step", title=title)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False, fontsize=7)
+    handles, names = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, fontsize=7, loc="outside right")
     figure.savefig(file, dpi=130)
     plt.close(figure)
 

@@ -56,6 +56,18 @@ PAIRS = (
     ("grpo_sr_no_gate", "grpo_no_gate"),
     ("listwise_kl", "best_of_n"),
 )
+GAINS = (
+    *((a, b) for a in ("listwise_kl", "grpo_sr") for b in ("sft", "sft_continued")),
+    ("grpo_sr", "grpo"),
+)
+"""Pairs that say whether RL gained, told seed by seed and stratum by stratum."""
+STRATA = ("same_day", "new_day", "prompted", "held_out")
+DRAWN = (
+    ("eval/ndcg@10", "validation NDCG@10"),
+    ("eval/har@10", "validation HaR@10"),
+    ("train/reward/raw", "reward of the rollouts"),
+    ("eval/kl_to_start", "KL to the start, nats"),
+)
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10", "HaR@10", "R@1", "R@10", "gold@1", "gold@10")
 TRUE = ("true_mean@1", "true_mean@10")
 """Of the synthetic market: the probability that the user clicks the first, or one of the first ten, once examined."""

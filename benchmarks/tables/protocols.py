@@ -22,10 +22,10 @@ class Protocol:
         title: heading of its table.
         split: of recipes/prepare.py.
         max_history: newest items that a system may read.
-        shown: metrics of the table, the first of which every system has.
+        shown: metrics of the table.
         brief: those of them that README shows.
         paired: metrics of the paired differences.
-        plotted: metric of the picture.
+        plotted: metric of the picture, which every system has.
         note: what the reader of the table must know.
         prefix: of its metrics in the JSON.
         has_published: papers give numbers under it.

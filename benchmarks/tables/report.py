@@ -4,13 +4,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks.tables.measure import Answers, Requests, measure, pair, summarise
+from benchmarks.tables.measure import Answers, Columns, Requests, measure, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS, PUBLISHED, Protocol
 from benchmarks.tables.systems import PAIRS, SystemSpec
 from genrec_rl.tracking import source_commit
@@ -18,14 +19,22 @@ from genrec_rl.types import Interval
 
 mpl.use("Agg")
 Result = dict[str, Any]
+MIN_COUNT = 10.0
+"""A mean above it is no share."""
 
 
-def tabulate(answers: Mapping[str, Mapping[str, Mapping[int, Answers]]], requests: Mapping[str, Requests]) -> Result:
+def tabulate(
+    answers: Mapping[str, Mapping[str, Mapping[int, Answers]]],
+    requests: Mapping[str, Requests],
+    *,
+    measured: Mapping[str, Mapping[str, Sequence[Columns]]] = MappingProxyType({}),
+) -> Result:
     """Measure all answers.
 
     Args:
         answers: by protocol, system and seed.
         requests: what each protocol asked.
+        measured: further systems, by protocol and name, of which each seed's numbers are known already.
 
     Returns:
         Each system's metrics, one number a seed, and the paired differences. Leave-one-out metrics stand under their
@@ -36,6 +45,7 @@ def tabulate(answers: Mapping[str, Mapping[str, Mapping[int, Answers]]], request
     for protocol, systems in answers.items():
         asked, prefix = requests[protocol], PROTOCOLS[protocol].prefix
         columns = {name: [measure(given, asked) for given in seeds.values()] for name, seeds in systems.items()}
+        columns |= {name: list(seeds) for name, seeds in measured.get(protocol, {}).items()}
         for name, seeds in columns.items():
             means = [summarise(seed, asked) for seed in seeds]
             row = result["systems"].setdefault(name, {})
@@ -58,7 +68,7 @@ def write_table(result: Result, specs: Sequence[SystemSpec], file: Path) -> None
 
 def rows_of(result: Result, specs: Sequence[SystemSpec], asked: Protocol) -> list[SystemSpec]:
     """Return the systems that a protocol has numbers of, in the table's order."""
-    return [spec for spec in specs if asked.prefix + asked.shown[0] in result["systems"].get(spec.name, {})]
+    return [spec for spec in specs if asked.prefix + asked.plotted in result["systems"].get(spec.name, {})]
 
 
 def as_result(
@@ -69,12 +79,18 @@ def as_result(
 ) -> Result:
     """Return what a result file holds: the command and commit that made it, one number a seed, and differences."""
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(sys.argv),
         "commit": source_commit(),
         "seeds": list(seeds),
         "systems": systems,
         "paired": {key: {metric: as_dict(x) for metric, x in row.items()} for key, row in paired.items()},
     }
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command that makes the cells, also where this run only wrote the table of them."""
+    text = " ".join(["python", *words])
+    return text.replace(" --report true", "")
 
 
 def as_dict(interval: Interval) -> dict[str, float]:
@@ -106,7 +122,7 @@ def table_lines(result: Result, specs: Sequence[SystemSpec], asked: Protocol, sh
     for spec in rows_of(result, specs, asked):
         found = result["systems"][spec.name]
         cells = [cell(found.get(asked.prefix + metric)) for metric in shown]
-        n_seeds = len(found[asked.prefix + asked.shown[0]])
+        n_seeds = len(found[asked.prefix + asked.plotted])
         lines.append(f"| **{spec.name}**, {spec.title} | {n_seeds} | {' | '.join(cells)} |")
         if asked.has_published:
             lines += [published_row(source, values, shown) for source, values in spec.published.items()]
@@ -114,14 +130,18 @@ def table_lines(result: Result, specs: Sequence[SystemSpec], asked: Protocol, sh
 
 
 def cell(values: Sequence[float] | None) -> str:
-    """Write a mean and, of several seeds, their standard deviation."""
+    """Write a mean and, of several seeds, their standard deviation; counts, of 10 and more, without places."""
     if values is None:
         return ""
-    spread = f" ± {number(float(np.std(values, ddof=1)))}" if len(values) > 1 else ""
-    return f"{number(float(np.mean(values)))}{spread}"
+    as_count = float(np.mean(values)) >= MIN_COUNT
+    spread = f" ± {number(float(np.std(values, ddof=1)), as_count=as_count)}" if len(values) > 1 else ""
+    return f"{number(float(np.mean(values)), as_count=as_count)}{spread}"
 
 
-def number(value: float) -> str:
+def number(value: float, *, as_count: bool = False) -> str:
+    """Write a share with four places and no leading zero, or a count with none."""
+    if as_count:
+        return f"{value:.0f}"
     text = f"{value:.4f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
@@ -148,7 +168,7 @@ def draw(result: Result, specs: Sequence[SystemSpec], asked: Protocol, file: Pat
     figure, axes = plt.subplots(figsize=(7, 0.34 * len(rows) + 1), layout="constrained")
     for y, spec in enumerate(reversed(rows)):
         values = result["systems"][spec.name][metric]
-        is_ours = spec.name.startswith("genrec")
+        is_ours = spec.kind not in ("counter", "neural")
         axes.barh(y, np.mean(values), color="#2a6f97" if is_ours else "#b8c4cc", height=0.7)
         axes.plot(values, [y] * len(values), "o", color="black", markersize=3)
         if asked.has_published:

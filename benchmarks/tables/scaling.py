@@ -7,13 +7,14 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from jaxtyping import Float
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from safetensors import safe_open
 from scipy.optimize import curve_fit
 
 from genrec_rl.errors import DataError
+from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
 
 mpl.use("Agg")
 
@@ -23,10 +24,9 @@ class Curve:
     """Validation loss of one policy (nats a token, each positive after the history before its page).
 
     Each loss has its ``epochs``, ``tokens`` (input places, padding included) and ``seconds`` (of training).
-    ``n_parameters`` is None where the weights were cleared away.
     """
 
-    n_parameters: int | None
+    n_parameters: int
     epochs: list[float]
     losses: list[float]
     tokens: list[float]
@@ -73,16 +73,16 @@ def read_curve(policy_dir: Path) -> Curve:
     if not points:
         raise DataError(f"{policy_dir / 'metrics.jsonl'} holds no eval/loss; train with an eval_strategy")
     losses, epochs, tokens_at, seconds_at = zip(*(points[step] for step in sorted(points)), strict=True)
-    n_parameters = count_parameters(policy_dir / "model.safetensors")
+    n_parameters = count_parameters(policy_dir)
     return Curve(n_parameters, list(epochs), list(losses), list(tokens_at), list(seconds_at))
 
 
-def count_parameters(file: Path) -> int | None:
-    """Return how many numbers a weights file holds, None where there is no such file."""
-    if not file.is_file():
-        return None
-    with safe_open(file, "np") as weights:
-        return int(sum(np.prod(weights.get_slice(name).get_shape()) for name in weights.keys()))  # noqa: SIM118
+def count_parameters(policy_dir: Path) -> int:
+    """Return how many numbers a policy learns, by its configuration: its weights may have been cleared away."""
+    config = GenRecQwen2Config.from_pretrained(policy_dir)
+    with torch.device("meta"):
+        network = GenRecQwen2ForCausalLM(config)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n"]:
@@ -91,8 +91,7 @@ def law_at(sizes: Float[np.ndarray, " n"], *law: float) -> Float[np.ndarray, " n
 
 def fit_power_law(curves: Sequence[Curve]) -> PowerLaw | None:
     """Fit the lowest losses; None with fewer than four sizes, or where no law of this form fits."""
-    sized = [(curve.n_parameters, curve.best) for curve in curves if curve.n_parameters is not None]
-    sizes, losses = np.array(sized).reshape(-1, 2).T
+    sizes, losses = np.array([(curve.n_parameters, curve.best) for curve in curves]).T
     if len(np.unique(sizes)) < 4:
         return None
     start = (losses.min() * 0.9, np.ptp(losses) + 1e-3, 0.5)
@@ -123,7 +122,7 @@ def draw_curves(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
     shades = plt.colormaps["viridis"](np.linspace(0.05, 0.85, len(curves)))
     for color, (name, seeds) in zip(shades, curves.items(), strict=True):
         left.plot(seeds[0].epochs, seeds[0].losses, marker="o", markersize=3, color=color, label=name)
-        for curve in [curve for curve in seeds if curve.n_parameters is not None]:
+        for curve in seeds:
             right.plot(curve.n_parameters, curve.best, "o", color=color)
     law = fit_power_law([curve for seeds in curves.values() for curve in seeds])
     if law is not None:

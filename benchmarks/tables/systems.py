@@ -5,7 +5,7 @@ from typing import Literal
 
 from benchmarks.tables.protocols import PROTOCOLS, VOCABULARY
 
-Kind = Literal["counter", "neural", "policy", "reranked"]
+Kind = Literal["counter", "neural", "policy", "reranked", "aligned"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,8 @@ class SystemSpec:
     """One row of the table.
 
     ``arguments`` are recipes/sft.py's, beside those of the data set's YAML, for a policy, and recipes/train_xgb.py's
-    for a re-ranked row, which orders the beams of the policy row ``of``. ``protocols`` are those it is asked under.
+    for a re-ranked row, which orders the beams of the policy row ``of``; an aligned row is an arm of
+    benchmarks/rl_gain.py that started from it. ``protocols`` are those it is asked under.
     ``published`` is the row of a paper on Amazon Beauty, leave-one-out (EVALUATION: Recall@5, NDCG@5, Recall@10,
     NDCG@10), to stand beside.
     """
@@ -90,6 +91,12 @@ TABLE_1 = (
                ("--target", "running", "--separator", "day")),
 )  # fmt: skip
 
+ALIGNED = tuple(
+    SystemSpec(name, "aligned", f"{title}, from genrec_wide; trees reward", of="genrec_wide", protocols=("loo",))
+    for name, title in (("grpo_sr", "GRPO-SR"), ("listwise_kl", "listwise KL"))
+)
+"""Rows that benchmarks/rl_gain.py makes; the table shows those that are done."""
+
 
 def sized(width: int, layers: int) -> SystemSpec:
     """Return the page-wise policy of a size, its MLP three times as wide."""
@@ -127,6 +134,10 @@ PAIRS = (
     ("genrec_wide", "cooccurrence"),
     ("genrec_wide", "sasrec_ce"),
     ("genrec_running_wide", "sasrec_ce"),
+    ("grpo_sr", "genrec_wide"),
+    ("listwise_kl", "genrec_wide"),
+    ("listwise_kl", "cooccurrence"),
+    ("listwise_kl", "sasrec_ce"),
     ("genrec_running_with_valid", "genrec_running"),
     ("genrec_running_with_valid", "cooccurrence_with_valid"),
     ("genrec", "cooccurrence"),

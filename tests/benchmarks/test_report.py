@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.tables.measure import Answers, Requests
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.report import cell, for_readme, number, tabulate, write_table
+from benchmarks.tables.report import as_result, cell, for_readme, number, tabulate, write_table
 from benchmarks.tables.systems import TABLE_1
 
 REQUESTS = Requests(
@@ -24,6 +24,11 @@ MISS = np.array([list(range(10, 60))] * 2)
 )
 def test_numbers_have_four_places_and_no_leading_zero(value, text):
     assert number(value) == text
+
+
+def test_counts_have_no_places():
+    assert cell([3300.0, 3500.0]) == "3400 ± 141"
+    assert cell([9.5]) == "9.5000"
 
 
 def test_cell_is_mean_and_spread_of_the_seeds():
@@ -46,6 +51,20 @@ def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
     assert "| *paper* | | .0454 | .0321 | .0648 | .0384 |" in text
     assert "- genrec - tiger: Recall@10 +0.5000 [+0.5000, +0.5000]" in text
     assert (tmp_path / "table1_beauty_loo.png").stat().st_size > 5000
+
+
+def test_what_was_measured_elsewhere_stands_beside_and_is_paired():
+    columns = {name: np.array([1.0, 0.0]) for name in ("Recall@10", "NDCG@10", "HR@10")}
+    given = {"loo": {"sasrec_ce": {0: Answers(MISS)}}}
+    result = tabulate(given, {"loo": REQUESTS}, measured={"loo": {"listwise_kl": [columns, columns]}})
+    assert result["systems"]["listwise_kl"]["Recall@10"] == [0.5, 0.5]
+    assert result["paired"]["listwise_kl-sasrec_ce"]["NDCG@10"]["diff"] == 0.5
+    assert "Recall@5" not in result["systems"]["listwise_kl"]
+
+
+def test_command_is_the_one_that_makes_the_cells(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmarks/x.py", "--table", "1", "--report", "true"])
+    assert as_result({}, {}, seeds=[0])["command"] == "python benchmarks/x.py --table 1"
 
 
 def test_readme_has_fewer_columns_and_names_the_file(tmp_path):
