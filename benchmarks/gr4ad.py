@@ -231,19 +231,19 @@ def seeds_done(data: str) -> list[int]:
 
 def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dict[str, dict[str, Interval]]]:
     """Return each finished row's metrics, one number a seed, and the paired differences."""
-    columns: dict[str, list[Columns]] = {}
+    columns: dict[str, dict[int, Columns]] = {}
     speeds: dict[str, list[float]] = {}
     for seed in settings.seeds:
         cells = cells_of(settings, seed)
         for name in [row.name for row in ROWS if cells[row.name].record() is not None]:
             with np.load(cells[name].folder / "columns.npz", allow_pickle=False) as arrays:
-                columns.setdefault(name, []).append(dict(arrays))
+                columns.setdefault(name, {})[seed] = dict(arrays)
             speed = json.loads((cells[name].folder / "speed.json").read_text())
             speeds.setdefault(name, []).append(speed["requests_per_s"])
     if not columns:
         return {}, {}
     requests = Requests.of(load_dataset(RUNS / settings.data / "data").examples("test", max_history=None))
-    means = {name: [summarise(seed, requests) for seed in seeds] for name, seeds in columns.items()}
+    means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]} | {"requests_per_s": speeds[name]}
         for name, seeds in means.items()

@@ -24,6 +24,7 @@ import numpy as np
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
 from benchmarks.readme import fill_readme
+from benchmarks.rl.arms import ARMS
 from benchmarks.tables.cells import CELL_FILE, Cell, work_off
 from benchmarks.tables.measure import Answers, Columns, Requests
 from benchmarks.tables.protocols import NARROW_BEAMS, PROTOCOLS, Protocol
@@ -123,24 +124,33 @@ def report(settings: Settings) -> None:
         return
     aligned = aligned_columns(settings) if settings.table == 1 else {}
     specs = (*specs, *(spec for spec in ALIGNED if spec.name in aligned))
-    result = tabulate(answers, requests, measured={"loo": aligned} if "loo" in answers else {})
+    counters = {spec.name for spec in specs if spec.kind == "counter"}
+    measured = {"loo": aligned} if "loo" in answers else {}
+    result = tabulate(answers, requests, measured=measured, unseeded=counters)
     write_table(result, specs, file)
     if file.stem == IN_README:
         fill_readme("accuracy-table", for_readme(result, specs, file))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} systems")
 
 
-def aligned_columns(settings: Settings) -> dict[str, list[Columns]]:
-    """Return what benchmarks/rl_gain.py measured of policies aligned from these ones, one entry a seed."""
-    found: dict[str, list[Columns]] = {}
+def aligned_columns(settings: Settings) -> dict[str, dict[int, Columns]]:
+    """Return what benchmarks/rl_gain.py measured of policies aligned from these ones, by row and seed.
+
+    An arm that was made from another policy, or with other settings than it has now, is left out.
+    """
+    found: dict[str, dict[int, Columns]] = {}
     policies = protocol_cells(settings, "loo", TABLES[1]).answers
+    config = HERE.with_name("rl") / f"{settings.data}.yaml"
     for spec in ALIGNED:
+        now = {"arguments": list(ARMS[spec.name].arguments or ()), "config": config.read_text()}
         for seed in settings.seeds:
             folder = RL_RUNS / settings.data / "loo" / settings.sids / spec.of / spec.name / f"seed{seed}"
-            record = json.loads((folder / CELL_FILE).read_text()) if (folder / CELL_FILE).is_file() else None
-            if record is not None and record["facts"]["sft"] == policies[spec.of, seed].key:
+            if not (folder / CELL_FILE).is_file():
+                continue
+            facts = json.loads((folder / CELL_FILE).read_text())["facts"]
+            if {name: facts.get(name) for name in ("sft", *now)} == {"sft": policies[spec.of, seed].key, **now}:
                 with np.load(folder / "columns.npz", allow_pickle=False) as arrays:
-                    found.setdefault(spec.name, []).append(dict(arrays))
+                    found.setdefault(spec.name, {})[seed] = dict(arrays)
     return found
 
 

@@ -13,7 +13,8 @@ Watch   the bar. A run that was killed goes on where it was; ``--report true`` o
 The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
 trained on the log alone, of the same users. On the synthetic market the two change places, since it has true
 exposures; ``true`` is known of it only: the probability that the user clicks what is shown, by the click model that
-made the log. Validation chooses each arm's checkpoint; test is opened for the table.
+made the log. Validation chooses among an arm's checkpoints, where its YAML asks for several; test is opened for the
+table.
 """
 
 import json
@@ -32,7 +33,7 @@ from benchmarks import paper_tables
 from benchmarks.harness import parse
 from benchmarks.rl.arms import ARMS, DRAWN, GAINS, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm
 from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import Columns, Requests, pair, summarise
+from benchmarks.tables.measure import Columns, Requests, pair, shared_seeds, summarise
 from benchmarks.tables.protocols import PROTOCOLS
 from benchmarks.tables.report import as_dict, as_result, cell, number
 from benchmarks.tables.systems import TABLE_1, TREES
@@ -227,17 +228,17 @@ def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
 
 def report(settings: Settings) -> None:
     """Write the table of all arms that are done with these data, SIDs and policy."""
-    columns: dict[str, list[Columns]] = {}
+    columns: dict[str, dict[int, Columns]] = {}
     of_lists: dict[str, list[dict[str, float]]] = {}
-    done: dict[str, Path] = {}
+    done: dict[str, dict[int, Path]] = {}
     for seed in settings.seeds:
         cells = seed_cells(settings, seed)
         for name, made in cells.arms.items():
             if made.record() is not None:
                 with np.load(made.folder / "columns.npz", allow_pickle=False) as arrays:
-                    columns.setdefault(name, []).append(dict(arrays))
+                    columns.setdefault(name, {})[seed] = dict(arrays)
                 of_lists.setdefault(name, []).append(json.loads((made.folder / "lists.json").read_text()))
-                done.setdefault(name, made.folder)
+                done.setdefault(name, {})[seed] = made.folder
     if not columns:
         console.print("nothing is done yet")
         return
@@ -245,7 +246,7 @@ def report(settings: Settings) -> None:
     asked = config_of(settings).get("unlabelled_users") if config_of(settings).get("unlabelled_share") else None
     held_out = None if asked is None else partial(is_held_out, users=float(asked))
     requests = Requests.of(dataset.examples("test", max_history=None), is_held_out=held_out)
-    means = {name: [summarise(seed, requests) for seed in seeds] for name, seeds in columns.items()}
+    means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}
         | {metric: [seed[metric] for seed in of_lists[name]] for metric in OF_LISTS if metric in of_lists[name][0]}
@@ -254,6 +255,8 @@ def report(settings: Settings) -> None:
     found = pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
     result = as_result(systems, found, seeds=settings.seeds)
     result["paired_by_seed"] = pair_by_seed(columns, requests)
+    result["paired_seeds"] = {f"{a}{PAIR}{b}": len(shared_seeds(columns, a, b)) for a, b in PAIRS
+                              if {a, b} <= set(columns)}  # fmt: skip
     file = paper_tables.RESULTS / f"rl_{'_'.join([settings.data, *unusual(settings)])}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
@@ -261,13 +264,16 @@ def report(settings: Settings) -> None:
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
 
 
-def pair_by_seed(columns: Mapping[str, Sequence[Columns]], requests: Requests) -> dict[str, list[dict[str, float]]]:
-    """Return NDCG@10's difference of each seed, of the pairs that say whether RL gained: one entry a shared seed."""
-    found = {}
+def pair_by_seed(
+    columns: Mapping[str, Mapping[int, Columns]], requests: Requests
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return NDCG@10's difference of each seed that both have, of the pairs that say whether RL gained."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
     for a, b in [names for names in GAINS if set(names) <= set(columns)]:
-        both = zip(columns[a], columns[b], strict=False)  # (seeds stand in order, and are done in order)
-        intervals = [pair({a: [x], b: [y]}, [(a, b)], requests)[f"{a}{PAIR}{b}"]["NDCG@10"] for x, y in both]
-        found[f"{a}{PAIR}{b}"] = [as_dict(interval) for interval in intervals]
+        key = f"{a}{PAIR}{b}"
+        for seed, _ in shared_seeds(columns, a, b):
+            of_seed = pair({name: {seed: columns[name][seed]} for name in (a, b)}, [(a, b)], requests)[key]
+            found.setdefault(key, {})[str(seed)] = as_dict(of_seed["NDCG@10"])
     return found
 
 
@@ -296,12 +302,15 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, row in result["paired"].items():
         cells = [f"{metric} {difference(row[metric])}" for metric in of_requests if metric in row]
-        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(cells)}")
+        seeds = result["paired_seeds"][key]
+        lines.append(f"- {key.replace('-', ' - ')} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(cells)}")
     lines += ["", "NDCG@10 of each seed:", ""]
     for key, seeds in result["paired_by_seed"].items():
-        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(map(difference, seeds))}")
+        lines.append(
+            f"- {key.replace('-', ' - ')}: {'; '.join(f'{seed}: {difference(x)}' for seed, x in seeds.items())}"
+        )
     lines += ["", "NDCG@10 by stratum: the newest item is of the request's own day or of an earlier one; the user's "
-              "earlier request was an unlabelled prompt or (held out) was not:", ""]  # fmt: skip
+              "validation request was an unlabelled prompt or (held out) was not:", ""]  # fmt: skip
     for key in [key for key in result["paired_by_seed"] if key in result["paired"]]:
         of = {name: result["paired"][key].get(f"NDCG@10/{name}") for name in STRATA}
         lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(f'{n} {difference(x)}' for n, x in of.items() if x)}")
@@ -317,9 +326,11 @@ def difference(of: Mapping[str, float]) -> str:
     return f"{of['diff']:+.4f} [{of['lo']:+.4f}, {of['hi']:+.4f}]"
 
 
-def draw(done: Mapping[str, Path], file: Path) -> None:
-    """Draw what was logged over the steps, a line an arm (first seed), and leave out what no arm logged."""
-    trained = {name: folder for name, folder in done.items() if ARMS[name].arguments is not None}
+def draw(done: Mapping[str, Mapping[int, Path]], file: Path) -> None:
+    """Draw what was logged over the steps, a line an arm, of the lowest seed of all; leave out what no arm logged."""
+    first = min(seed for folders in done.values() for seed in folders)
+    of_first = {name: folders[first] for name, folders in done.items() if first in folders}
+    trained = {name: folder for name, folder in of_first.items() if ARMS[name].arguments is not None}
     curves = {title: {name: logged(folder, metric) for name, folder in trained.items()} for metric, title in DRAWN}
     curves = {title: of for title, of in curves.items() if any(steps for steps, _ in of.values())}
     if not curves:

@@ -61,7 +61,7 @@ GAINS = (
     ("grpo_sr", "grpo"),
 )
 """Pairs that say whether RL gained, told seed by seed and stratum by stratum."""
-STRATA = ("same_day", "new_day", "prompted", "held_out")
+STRATA = ("same_day", "new_day", "unlabelled", "held_out")
 DRAWN = (
     ("eval/ndcg@10", "validation NDCG@10"),
     ("eval/har@10", "validation HaR@10"),

@@ -3,7 +3,7 @@
 P   requests        K   ranks        S   seeds
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,7 @@ class Requests:
     def of(cls, examples: Sequence[Example], *, is_held_out: Callable[[Example], bool] | None = None) -> "Requests":
         """Read them off a split's examples with their whole histories.
 
-        ``is_held_out`` says whose earlier requests no system was trained on, not even without their labels.
+        ``is_held_out`` says whose validation requests were no unlabelled prompts of RL.
         """
         return cls(
             user_ids=np.array([example.context.user_id for example in examples]),
@@ -63,12 +63,13 @@ class Requests:
         """Return which requests are of each stratum, leaving out divisions of which one side is empty.
 
         By the newest history item's day, which is the request's own or an earlier one; by how many items are
-        positive; and by whether the user's earlier requests were prompts.
+        positive; and by whether the user's validation request was an
+        unlabelled prompt of RL.
         """
         has_several = np.array([len(positives) > 1 for positives in self.positives])
         divisions = [("/same_day", "/new_day", self.is_same_day), ("/several", "/one", has_several)]
         if self.is_held_out is not None:
-            divisions.append(("/held_out", "/prompted", self.is_held_out))
+            divisions.append(("/held_out", "/unlabelled", self.is_held_out))
         return {
             name: part
             for yes, no, is_in in divisions
@@ -123,21 +124,37 @@ def summarise(columns: Columns, requests: Requests) -> dict[str, float]:
 
 
 def pair(
-    systems: Mapping[str, Sequence[Columns]],
+    systems: Mapping[str, Mapping[int, Columns]],
     pairs: Sequence[tuple[str, str]],
     requests: Requests,
     *,
+    unseeded: Collection[str] = (),
     draws: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Interval]]:
-    """Return a - b of each pair on the same users, each system the mean of its seeds, strata included.
+    """Return a - b of each pair on the same users, the mean over the seeds that both have, strata included.
 
-    The intervals hold the sampling of users, not of training seeds.
+    The intervals hold the sampling of users, not of training seeds. A pair without a common seed is left out.
+
+    Args:
+        systems: columns by name and training seed.
+        pairs: names.
+        requests: what was asked.
+        unseeded: systems in which nothing is drawn: their one answer stands against each seed of the other.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
     """
     found: dict[str, dict[str, Interval]] = {}
     for a, b in pairs:
-        shared = [name for name in systems[a][0] if name in systems[b][0]]
-        differences = {name: _mean(systems[a], name) - _mean(systems[b], name) for name in shared}
+        both = shared_seeds(systems, a, b, unseeded=unseeded)
+        if not both:
+            continue
+        first_a, first_b = (next(iter(systems[name].values())) for name in (a, b))
+        differences = {
+            name: np.mean([systems[a][x][name] - systems[b][y][name] for x, y in both], axis=0)
+            for name in first_a
+            if name in first_b
+        }
         key = f"{a}{PAIR}{b}"
         found[key] = metrics.bootstrap_columns(differences, requests.user_ids, n=draws, seed=seed)
         for suffix, is_in in requests.strata.items():
@@ -146,5 +163,10 @@ def pair(
     return found
 
 
-def _mean(seeds: Sequence[Columns], name: str) -> Float[np.ndarray, " P"]:
-    return np.mean([columns[name] for columns in seeds], axis=0)
+def shared_seeds(
+    systems: Mapping[str, Mapping[int, Columns]], a: str, b: str, *, unseeded: Collection[str] = ()
+) -> list[tuple[int, int]]:
+    """Return the seeds of a and of b that are compared: equal ones, or an unseeded system's one with each."""
+    if a in unseeded or b in unseeded:
+        return [(x, y) for x in systems[a] for y in systems[b]]
+    return [(seed, seed) for seed in sorted(systems[a]) if seed in systems[b]]

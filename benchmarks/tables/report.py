@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +27,8 @@ def tabulate(
     answers: Mapping[str, Mapping[str, Mapping[int, Answers]]],
     requests: Mapping[str, Requests],
     *,
-    measured: Mapping[str, Mapping[str, Sequence[Columns]]] = MappingProxyType({}),
+    measured: Mapping[str, Mapping[str, Mapping[int, Columns]]] = MappingProxyType({}),
+    unseeded: Collection[str] = (),
 ) -> Result:
     """Measure all answers.
 
@@ -35,6 +36,7 @@ def tabulate(
         answers: by protocol, system and seed.
         requests: what each protocol asked.
         measured: further systems, by protocol and name, of which each seed's numbers are known already.
+        unseeded: systems in which nothing is drawn.
 
     Returns:
         Each system's metrics, one number a seed, and the paired differences. Leave-one-out metrics stand under their
@@ -44,13 +46,15 @@ def tabulate(
     result = as_result({}, {}, seeds=sorted(seeds))
     for protocol, systems in answers.items():
         asked, prefix = requests[protocol], PROTOCOLS[protocol].prefix
-        columns = {name: [measure(given, asked) for given in seeds.values()] for name, seeds in systems.items()}
-        columns |= {name: list(seeds) for name, seeds in measured.get(protocol, {}).items()}
+        columns = {
+            name: {seed: measure(given, asked) for seed, given in seeds.items()} for name, seeds in systems.items()
+        }
+        columns |= {name: dict(seeds) for name, seeds in measured.get(protocol, {}).items()}
         for name, seeds in columns.items():
-            means = [summarise(seed, asked) for seed in seeds]
+            means = [summarise(seed, asked) for seed in seeds.values()]
             row = result["systems"].setdefault(name, {})
             row |= {prefix + metric: [seed[metric] for seed in means] for metric in means[0]}
-        for key, row in pair(columns, [p for p in PAIRS if set(p) <= set(columns)], asked).items():
+        for key, row in pair(columns, [p for p in PAIRS if set(p) <= set(columns)], asked, unseeded=unseeded).items():
             found = result["paired"].setdefault(key, {})
             found |= {prefix + metric: as_dict(interval) for metric, interval in row.items()}
     return result

@@ -77,7 +77,7 @@ class Validation:
         self.reward_model = reward_model
         self.rerank_weight = rerank_weight
         self.has_values = any(example.positive_values.any() for example in examples)
-        self.is_held_out = is_held_out
+        self.is_held_out = is_held_out if is_held_out is not None and any(map(is_held_out, examples)) else None
         self.watch = watch
         self._newest: Proposals | None = None
 

@@ -61,7 +61,8 @@ def with_unlabelled(
     Args:
         labelled: training requests.
         requests: others, whose labels are taken off.
-        share: of all prompts; each request is repeated as often as comes nearest to it. 0 leaves them out.
+        share: of all prompts: requests are repeated, or some drawn from them, as comes nearest to it. 0 leaves them
+            out. They count 0 in the mean of the NLL of positives, so that ``nll_coef`` weighs labelled ones by less.
         users: share of users whose requests serve (``is_held_out``); the others tell what was learnt from what
             was memorised.
 
@@ -77,5 +78,7 @@ def with_unlabelled(
     chosen = np.array([i for i, example in enumerate(requests) if not is_held_out(example, users=users)])
     if not len(chosen):
         raise ConfigError(f"unlabelled_users {users} of {len(requests)} requests leaves none; raise it")
-    repeats = max(1, round(share / (1 - share) * len(labelled) / len(chosen)))
-    return WithUnlabelled(labelled, requests, chosen, repeats)
+    wanted = share / (1 - share) * len(labelled)
+    if wanted < len(chosen):
+        chosen = np.sort(np.random.default_rng(0).permutation(chosen)[: max(1, round(wanted))])
+    return WithUnlabelled(labelled, requests, chosen, max(1, round(wanted / len(chosen))))

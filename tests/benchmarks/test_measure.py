@@ -75,7 +75,7 @@ def test_users_whose_requests_were_no_prompts_are_a_stratum():
     examples = [make_example([1], [2]), make_example([1], [3])]
     requests = Requests.of(examples, is_held_out=lambda example: example is examples[1])
     assert requests.strata["/held_out"].tolist() == [False, True]
-    assert requests.strata["/prompted"].tolist() == [True, False]
+    assert requests.strata["/unlabelled"].tolist() == [True, False]
 
 
 def test_division_with_an_empty_side_is_left_out():
@@ -83,11 +83,25 @@ def test_division_with_an_empty_side_is_left_out():
 
 
 def test_pairs_compare_the_mean_of_the_seeds_user_by_user():
-    seeds = [measure(Answers(ROWS), REQUESTS), measure(Answers(ROWS[:, ::-1]), REQUESTS)]
-    found = pair({"a": seeds, "b": seeds[1:]}, [("a", "b")], REQUESTS, draws=50)["a-b"]
-    assert found["Recall@10"].mean == 0.5  # seeds of a find 1 and 0, b finds 0
+    hit, miss = measure(Answers(ROWS), REQUESTS), measure(Answers(ROWS[:, ::-1]), REQUESTS)
+    found = pair({"a": {0: hit, 1: miss}, "b": {0: miss, 1: miss}}, [("a", "b")], REQUESTS, draws=50)["a-b"]
+    assert found["Recall@10"].mean == 0.5  # seeds of a find 1 and 0, those of b 0
     assert (found["Recall@10"].low, found["Recall@10"].high) == (0.5, 0.5)
     assert found["NDCG@10/new_day"].mean == 0.5
+
+
+def test_only_seeds_that_both_have_are_compared():
+    hit, miss = measure(Answers(ROWS), REQUESTS), measure(Answers(ROWS[:, ::-1]), REQUESTS)
+    systems = {"a": {1: hit}, "b": {0: hit, 1: miss}, "c": {2: hit}}
+    found = pair(systems, [("a", "b"), ("a", "c")], REQUESTS, draws=50)
+    assert found["a-b"]["Recall@10"].mean == 1  # the b of seed 0 would give 0, or .5 with that of seed 1
+    assert set(found) == {"a-b"}
+
+
+def test_what_draws_nothing_stands_against_every_seed():
+    hit, miss = measure(Answers(ROWS), REQUESTS), measure(Answers(ROWS[:, ::-1]), REQUESTS)
+    found = pair({"a": {0: miss}, "b": {1: hit, 2: miss}}, [("a", "b")], REQUESTS, unseeded={"a"}, draws=50)
+    assert found["a-b"]["Recall@10"].mean == -0.5
 
 
 @pytest.mark.parametrize(("seconds", "same"), [(0, True), (-1, False), (DAY - 1, True), (DAY, False)])

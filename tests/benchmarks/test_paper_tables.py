@@ -1,8 +1,11 @@
+import json
+
 import numpy as np
 import pytest
 
 from benchmarks import paper_tables
 from benchmarks.paper_tables import Settings, choose_systems, completed, in_order, protocol_cells
+from benchmarks.rl.arms import ARMS
 from benchmarks.tables.systems import TABLES
 from genrec_rl.errors import ConfigError
 from reward_models.scripted import Popularity
@@ -119,3 +122,22 @@ def test_free_answers_are_kept_of_policies_that_learnt_which_codes_exist(monkeyp
         assert set(kept) == kinds
         assert (kept["constrained"].shape[1], kept["narrow"].shape[1]) == (50, 20)
         assert "sampled" not in kept or kept["sampled"].shape[1] == 1
+
+
+def test_rows_of_rl_are_those_made_with_what_holds_now(tmp_path, monkeypatch):
+    monkeypatch.setattr(paper_tables, "RL_RUNS", tmp_path)
+    settings = completed(Settings(seeds=[0, 1, 2]))
+    key = paper_tables.protocol_cells(settings, "loo", TABLES[1]).answers["genrec_wide", 1].key
+    config = (paper_tables.HERE.with_name("rl") / "beauty.yaml").read_text()
+    facts = {"sft": key, "arguments": list(ARMS["grpo_sr"].arguments), "config": config}
+
+    def rows(**changed):
+        folder = tmp_path / "beauty" / "loo" / "letter" / "genrec_wide" / "grpo_sr" / "seed1"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "cell.json").write_text(json.dumps({"facts": facts | changed}))
+        np.savez(folder / "columns.npz", **{"NDCG@10": np.array([0.5])})
+        return paper_tables.aligned_columns(settings)
+
+    assert rows()["grpo_sr"][1]["NDCG@10"].tolist() == [0.5]
+    assert set(rows()["grpo_sr"]) == {1}
+    assert rows(config="of before") == rows(sft="another") == rows(arguments=["--nll_coef", "9"]) == {}

@@ -39,7 +39,10 @@ def test_cell_is_mean_and_spread_of_the_seeds():
 
 def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
     file = tmp_path / "table1_beauty.json"
-    answers = {"genrec": {0: Answers(HIT, free_PK=HIT), 1: Answers(MISS, free_PK=MISS)}, "tiger": {0: Answers(MISS)}}
+    answers = {
+        "genrec": {0: Answers(HIT, free_PK=HIT), 1: Answers(MISS, free_PK=MISS)},
+        "tiger": {0: Answers(MISS), 1: Answers(MISS)},
+    }
     written = tabulate(dict.fromkeys(PROTOCOLS, answers), dict.fromkeys(PROTOCOLS, REQUESTS))
     write_table(written, TABLE_1, file)
     result = json.loads(file.read_text())
@@ -56,7 +59,7 @@ def test_files_hold_every_seed_the_pairs_and_the_published_rows(tmp_path):
 def test_what_was_measured_elsewhere_stands_beside_and_is_paired():
     columns = {name: np.array([1.0, 0.0]) for name in ("Recall@10", "NDCG@10", "HR@10")}
     given = {"loo": {"sasrec_ce": {0: Answers(MISS)}}}
-    result = tabulate(given, {"loo": REQUESTS}, measured={"loo": {"listwise_kl": [columns, columns]}})
+    result = tabulate(given, {"loo": REQUESTS}, measured={"loo": {"listwise_kl": {0: columns, 1: columns}}})
     assert result["systems"]["listwise_kl"]["Recall@10"] == [0.5, 0.5]
     assert result["paired"]["listwise_kl-sasrec_ce"]["NDCG@10"]["diff"] == 0.5
     assert "Recall@5" not in result["systems"]["listwise_kl"]

@@ -95,7 +95,7 @@ def test_true_preference_and_signs_are_shown_where_they_are_known():
     row = {"NDCG@10": [0.1], "true_mean@10": [0.4], "distinct@1": [5]}
     difference = {"HaR@10": {"diff": -0.01, "lo": -0.02, "hi": 0.0}}
     result = {"command": "x", "commit": "abc", "systems": {"grpo_sr": row}, "paired": {"grpo_sr-grpo": difference}}
-    result["paired_by_seed"] = {}
+    result["paired_by_seed"], result["paired_seeds"] = {}, {"grpo_sr-grpo": 1}
     text = as_markdown(result)
     assert "true_mean@10" in text
     assert "true_mean@1 " not in text
@@ -114,22 +114,23 @@ def test_table_has_a_row_an_arm_and_the_papers_beside():
     difference = {"NDCG@10": {"diff": 0.01, "lo": -0.01, "hi": 0.03}}
     result = {"command": "python x", "commit": "abc", "systems": {"grpo": row}, "paired": {"grpo-sft": difference}}
     difference |= {"NDCG@10/held_out": {"diff": 0.02, "lo": 0.01, "hi": 0.03}}
-    result["paired_by_seed"] = {"grpo-sft": [difference["NDCG@10"], difference["NDCG@10/held_out"]]}
+    result["paired_by_seed"] = {"grpo-sft": {"0": difference["NDCG@10"], "2": difference["NDCG@10/held_out"]}}
+    result["paired_seeds"] = {"grpo-sft": 2}
     text = as_markdown(result)
     assert "| **grpo**, GRPO | 2 |" in text
     assert ".1500 ± .0707" in text
     assert "| *GRPO, the paper's Table 3 (its own data)* | |  |  | .7248 |" in text
-    assert "- grpo - sft: NDCG@10 +0.0100 [-0.0100, +0.0300]" in text
-    assert "- grpo - sft: +0.0100 [-0.0100, +0.0300]; +0.0200 [+0.0100, +0.0300]" in text
+    assert "- grpo - sft (2 seeds): NDCG@10 +0.0100 [-0.0100, +0.0300]" in text
+    assert "- grpo - sft: 0: +0.0100 [-0.0100, +0.0300]; 2: +0.0200 [+0.0100, +0.0300]" in text
     assert "- grpo - sft: held_out +0.0200 [+0.0100, +0.0300]" in text
 
 
 def test_each_seed_is_compared_with_the_same_seed_of_the_other():
     requests = Requests(np.array(["a", "b"]), [np.array([1])] * 2, [np.array([], int)] * 2, np.array([True, False]))
     columns = {
-        name: [{metric: np.full(2, value) for metric in ("Recall@10", "NDCG@10", "HR@10")} for value in of]
-        for name, of in {"listwise_kl": (0.3, 0.5), "sft": (0.2, 0.1, 0.9)}.items()
+        name: {seed: {m: np.full(2, value) for m in ("Recall@10", "NDCG@10", "HR@10")} for seed, value in of.items()}
+        for name, of in {"listwise_kl": {1: 0.3, 2: 0.5}, "sft": {0: 0.9, 1: 0.2, 2: 0.1}}.items()
     }
     found = rl_gain.pair_by_seed(columns, requests)
-    assert [round(of["diff"], 6) for of in found["listwise_kl-sft"]] == [0.1, 0.4]
+    assert {seed: round(of["diff"], 6) for seed, of in found["listwise_kl-sft"].items()} == {"1": 0.1, "2": 0.4}
     assert set(found) == {"listwise_kl-sft"}

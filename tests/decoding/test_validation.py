@@ -56,6 +56,12 @@ def test_ndcg_is_also_given_of_the_held_out_alone():
     assert found == pytest.approx({"hr@10": 2 / 3, "ndcg@10": 0.5, "ndcg@10_held_out": (0.5 + 0) / 2})
 
 
+def test_nobody_held_out_is_no_ndcg_of_zero():
+    pages = [make_example([], [0])]
+    validation = Validation(pages, Scripted(), beams=10, measure_hallucination=False, is_held_out=lambda _: False)
+    assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10"}
+
+
 def test_beams_are_also_ranked_by_a_reward_model():
     rewards = np.linspace(0.9, 0.1, 12)[::-1].copy()  # the later the item, the better
     validation = Validation(
