@@ -29,7 +29,7 @@ from benchmarks.tables.cells import CELL_FILE, Cell, work_off
 from benchmarks.tables.measure import Answers, Columns, Requests
 from benchmarks.tables.protocols import NARROW_BEAMS, PROTOCOLS, Protocol
 from benchmarks.tables.report import for_readme, tabulate, write_table
-from benchmarks.tables.scaling import draw_curves, draw_targets, read_curve
+from benchmarks.tables.scaling import Curve, draw_curves, draw_targets, read_curve, scaling_facts
 from benchmarks.tables.systems import ALIGNED, RERANK_WEIGHT, TABLES, TARGETS, SystemSpec
 from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset, load_dataset
@@ -110,6 +110,7 @@ def report(settings: Settings) -> None:
     file = RESULTS / f"table{settings.table}_{settings.data}{suffix}.json"
     answers: dict[str, dict[str, dict[int, Answers]]] = {}
     requests: dict[str, Requests] = {}
+    curves: dict[str, list[Curve]] = {}
     for protocol in PROTOCOLS:
         parts = protocol_cells(settings, protocol, specs)
         for (name, seed), cell in parts.answers.items():
@@ -118,7 +119,9 @@ def report(settings: Settings) -> None:
         if protocol in answers:
             examples = load_dataset(parts.data.folder).examples("test", max_history=None)
             requests[protocol] = Requests.of(examples)
-            draw_losses(settings, parts, answers[protocol], file.with_name(f"{file.stem}_{protocol}_curves.png"))
+            if curves := read_curves(settings, parts, answers[protocol]):
+                draw = draw_targets if settings.table == 1 else draw_curves
+                draw(curves, file.with_name(f"{file.stem}_{protocol}_curves.png"))
     if not answers:
         console.print("nothing is done yet")
         return
@@ -127,6 +130,8 @@ def report(settings: Settings) -> None:
     counters = {spec.name for spec in specs if spec.kind == "counter"}
     measured = {"loo": aligned} if "loo" in answers else {}
     result = tabulate(answers, requests, measured=measured, unseeded=counters)
+    if settings.table == 2:
+        result["scaling"] = scaling_facts(curves)
     write_table(result, specs, file)
     if file.stem == IN_README:
         fill_readme("accuracy-table", for_readme(result, specs, file))
@@ -154,16 +159,14 @@ def aligned_columns(settings: Settings) -> dict[str, dict[int, Columns]]:
     return found
 
 
-def draw_losses(
-    settings: Settings, parts: "ProtocolCells", answers: Mapping[str, Mapping[int, Answers]], file: Path
-) -> None:
-    """Draw the validation losses of those systems whose losses may be compared."""
+def read_curves(
+    settings: Settings, parts: "ProtocolCells", answers: Mapping[str, Mapping[int, Answers]]
+) -> dict[str, list[Curve]]:
+    """Read the validation losses of those systems whose losses may be compared, by name, a curve a seed."""
     comparable = TARGETS if settings.table == 1 else [spec.name for spec in TABLES[2]]
     policies = [name for name in comparable if name in answers]
     folders = {name: [parts.answers[name, seed].folder / "policy" for seed in answers[name]] for name in policies}
-    curves = {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
-    if curves:
-        (draw_targets if settings.table == 1 else draw_curves)(curves, file)
+    return {name: [read_curve(folder) for folder in seeds] for name, seeds in folders.items()}
 
 
 @dataclass(frozen=True, slots=True)

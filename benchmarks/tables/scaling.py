@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -102,6 +103,15 @@ def fit_power_law(curves: Sequence[Curve]) -> PowerLaw | None:
     except RuntimeError:
         return None
     return PowerLaw(*map(float, found))
+
+
+def scaling_facts(curves: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
+    """Return sizes, every seed's lowest loss and the law through them, for a result file."""
+    law = fit_power_law([curve for seeds in curves.values() for curve in seeds])
+    sizes = {
+        name: {"parameters": of[0].n_parameters, "lowest_loss": [c.best for c in of]} for name, of in curves.items()
+    }
+    return {"sizes": sizes, "law": None if law is None else asdict(law)}
 
 
 def draw_targets(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:

@@ -2,7 +2,15 @@ import json
 
 import pytest
 
-from benchmarks.tables.scaling import Curve, count_parameters, draw_curves, draw_targets, fit_power_law, read_curve
+from benchmarks.tables.scaling import (
+    Curve,
+    count_parameters,
+    draw_curves,
+    draw_targets,
+    fit_power_law,
+    read_curve,
+    scaling_facts,
+)
 from genrec_rl.errors import DataError
 from genrec_rl.models.qwen2 import GenRecQwen2Config, GenRecQwen2ForCausalLM
 from tests.fixtures import make_catalog, make_policy
@@ -17,6 +25,19 @@ def curve(n_parameters: int, loss: float) -> Curve:
 def test_power_law_is_found_again():
     law = fit_power_law([curve(n, 2 + 0.5 * (n / 1e6) ** -0.3) for n in SIZES])
     assert (law.floor, law.scale, law.exponent) == pytest.approx((2, 0.5, 0.3), rel=1e-3)
+
+
+def test_facts_hold_sizes_losses_and_law():
+    facts = scaling_facts({"a": [curve(SIZES[0], 3.0), curve(SIZES[0], 3.5)], "b": [curve(SIZES[1], 2.0)]})
+    assert facts == {
+        "sizes": {
+            "a": {"parameters": SIZES[0], "lowest_loss": [3.0, 3.5]},
+            "b": {"parameters": SIZES[1], "lowest_loss": [2.0]},
+        },
+        "law": None,
+    }
+    law = scaling_facts({str(n): [curve(n, 2 + 0.5 * (n / 1e6) ** -0.3)] for n in SIZES})["law"]
+    assert law == pytest.approx({"floor": 2, "scale": 0.5, "exponent": 0.3}, rel=1e-3)
 
 
 def test_three_sizes_are_too_few_for_a_law():
