@@ -228,3 +228,15 @@ def test_reward_outside_the_unit_interval_stops_the_run(runs, tmp_path, monkeypa
     with pytest.raises(GenRecError, match=r"outside \[0, 1\]"):
         grpo_sr.main(rl_words(runs, "--output_dir", str(tmp_path / "out")))
     assert not (tmp_path / "out" / "stage.json").exists()
+
+
+@pytest.mark.slow
+def test_requests_without_labels_join_the_prompts(runs, tmp_path):
+    words = ["--unlabelled_share", "0.9", "--unlabelled_users", "0.5", "--check_reward", "false"]
+    grpo_sr.main([*rl_words(runs, "--output_dir", str(tmp_path / "out"), "--max_steps", "2"), *words])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/ndcg@10_held_out" in row][-1] == 2
+    hits = [
+        row["train/rollout/positive_in_group_rate"] for row in rows if "train/rollout/positive_in_group_rate" in row
+    ]
+    assert max(hits) < 0.5  # nine prompts of ten have no positive to hit
