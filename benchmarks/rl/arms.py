@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from types import MappingProxyType
 
-GENTLE = ("--learning_rate", "1e-4", "--nll_coef", "0.2")
+RATE = ("--learning_rate", "1e-4")
+GENTLE = (*RATE, "--nll_coef", "0.2")
 """A policy gradient at the distillation's rate leaves what SFT learnt at once (LOG.md)."""
-PLAIN = (*GENTLE[:2], "--anchor_positives", "false", "--nll_coef", "0")
-CONTROL = ("--learning_rate", "1e-4", "--unlabelled_share", "0")
+PLAIN = (*RATE, "--anchor_positives", "false", "--nll_coef", "0")
+CONTROL = (*RATE, "--unlabelled_share", "0")
 """All its prompts are labelled, at a rate at which it does not fall."""
 NO_GATE = ("--gate", "none")
 WEIGHED = ("--rollout_weights", "policy", "--scale_rewards", "none")
