@@ -55,6 +55,9 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
         default="sum", metadata={"help": "over a SID's tokens: sum (eq. 8), or mean as in the policy term"}
     )
     anchor_positives: bool = field(default=True, metadata={"help": "eq. 7: hits earn the group's best reward"})
+    history_dropout: float = field(
+        default=0.0, metadata={"help": "share of a prompt's history items left out, others each time; the reward too"}
+    )
     max_positives: int = field(default=8, metadata={"help": "positives a page gives to the NLL term, sampled"})
     constrained_rollouts: bool = field(
         default=False, metadata={"help": "roll out valid SIDs only; then hallucination is not measured"}
@@ -142,6 +145,8 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
             raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
         if self.fused_step not in ("auto", "always", "never"):
             raise ConfigError(f"fused_step '{self.fused_step}' is not one of auto, always, never")
+        if not 0 <= self.history_dropout < 1:
+            raise ConfigError(f"history_dropout {self.history_dropout} must be at least 0 and below 1")
         if self.max_positives < 1:
             raise ConfigError(f"max_positives is {self.max_positives}, at least 1 is needed")
         if self.use_vllm:

@@ -3,8 +3,8 @@
 P   prompts        G   rollouts per prompt        L   SID levels
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,24 +20,49 @@ from genrec_rl.models.trunk import Trunk
 from genrec_rl.rewards.matching import match_positives
 from genrec_rl.rewards.protocol import Gate, RewardModel
 from genrec_rl.rewards.scoring import pass_gate, score_candidates
+from genrec_rl.sft.rows import draw_kept
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.sids.trie import SidTrie
 from genrec_rl.sids.vocab import SidVocab
 from genrec_rl.types import Context, Example, Rollouts
 
 
-def build_prompts(examples: Sequence[Example], encode: Callable[[Context], Int[np.ndarray, " S"]]) -> Dataset:
+def build_prompts(
+    examples: Sequence[Example],
+    encode: Callable[[Context], Int[np.ndarray, " S"]],
+    *,
+    history_dropout: float = 0.0,
+) -> Dataset:
     """Return a dataset of ``prompt`` (ids) and ``page`` (index into ``examples``), encoded when a row is read.
 
-    The page travels in the row, so that a reward can never be bound to another page with the same history.
+    The page travels in the row, so that a reward can never be bound to another page with the same history. With
+    ``history_dropout``, that share of a history's items is left out, others each time, and ``kept`` says which
+    stayed: ``asked`` returns the request that the prompt tells of.
     """
 
     def write(batch: dict[str, list[int]]) -> dict[str, list]:
         pages = batch["page"]
-        prompts = {page: encode(examples[page].context).tolist() for page in {*pages}}  # (a page comes G times)
-        return {"prompt": [prompts[page] for page in pages], "page": pages}
+        contexts = {page: examples[page].context for page in dict.fromkeys(pages)}  # (a page comes G times)
+        if not history_dropout:
+            prompts = {page: encode(context).tolist() for page, context in contexts.items()}
+            return {"prompt": [prompts[page] for page in pages], "page": pages}
+        kept = {page: draw_kept(len(context.history), dropout=history_dropout) for page, context in contexts.items()}
+        prompts = {page: encode(context.only(kept[page])).tolist() for page, context in contexts.items()}
+        return {
+            "prompt": [prompts[page] for page in pages],
+            "page": pages,
+            "kept": [kept[page].tolist() for page in pages],
+        }
 
     return Dataset.from_dict({"page": np.arange(len(examples))}).with_transform(write)
+
+
+def asked(row: Mapping[str, Any], examples: Sequence[Example]) -> Example:
+    """Return the request that a prompt's row tells of, with the history that the prompt kept."""
+    example = examples[row["page"]]
+    if "kept" not in row:
+        return example
+    return replace(example, context=example.context.only(np.array(row["kept"], dtype=bool)))
 
 
 def roll_out_from(

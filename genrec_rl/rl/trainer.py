@@ -48,6 +48,7 @@ from genrec_rl.rl.preference import pair_statistics, preference_metrics
 from genrec_rl.rl.preference_settings import PREFERENCE_TERMS
 from genrec_rl.rl.rollouts import (
     RolloutScorer,
+    asked,
     build_prompts,
     inject_positives,
     page_answers,
@@ -125,7 +126,7 @@ class GRPOSRTrainer(GRPOTrainer):
                 model=policy.model,
                 reward_funcs=_scored_by_trainer,
                 args=args,
-                train_dataset=build_prompts(examples, write),
+                train_dataset=build_prompts(examples, write, history_dropout=args.history_dropout),
                 eval_dataset=build_prompts(validation.examples, write) if validation else None,
                 processing_class=policy.tokenizer,
                 rollout_func=_roll_out,
@@ -186,7 +187,7 @@ class GRPOSRTrainer(GRPOTrainer):
         """Score local rollouts, gather whole groups, gate and anchor them (eq. 6 and 7)."""
         size = self.num_generations
         tokens_PGL = torch.tensor(completion_ids_list).unflatten(0, (-1, size))
-        examples = [self.examples[row["page"]] for row in inputs[::size]]
+        examples = [asked(row, self.examples) for row in inputs[::size]]
         assert self._beams is not None
         rollouts = resolve(tokens_PGL, self._beams.log_probs_BW, vocab=self.policy.vocab, catalog=self.scorer.catalog)
         local = [*self.scorer.score(examples, rollouts), rollouts.rows_PG]
@@ -203,7 +204,7 @@ class GRPOSRTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Fold TRL's rows to one row a group, and add the page's positives."""
         size = self.num_generations
-        examples = [self.examples[row["page"]] for row in inputs[::size]]
+        examples = [asked(row, self.examples) for row in inputs[::size]]
         seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[::size]]
         self._batch = (examples, seeds)
         output = super()._generate_and_score_completions(inputs)

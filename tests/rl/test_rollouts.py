@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from genrec_rl.rewards.gates import ValidGate
-from genrec_rl.rl.rollouts import RolloutScorer, build_prompts, sample_positives
+from genrec_rl.rl.rollouts import RolloutScorer, asked, build_prompts, sample_positives
 from genrec_rl.types import NO_ITEM, Rollouts
 from tests.fixtures import CODES, make_catalog, make_example
 
@@ -23,6 +23,22 @@ def test_each_prompt_carries_its_own_page(policy, examples):
     dataset = build_prompts(examples, policy.prompts.prompt)
     assert dataset[3]["page"] == 3
     assert dataset[3]["prompt"] == policy.prompts.prompt(examples[3].context).tolist()
+
+
+def test_a_thinned_prompt_and_its_request_keep_the_same_items_in_the_whole_group(policy):
+    example = make_example([*range(8)], [9])
+    torch.manual_seed(0)
+    rows = build_prompts([example], policy.prompts.prompt, history_dropout=0.5)[[0, 0, 0]]
+    requests = [asked({name: rows[name][i] for name in rows}, [example]) for i in range(3)]
+    assert 0 < len(requests[0].context.history) < 8
+    assert all(policy.prompts.prompt(request.context).tolist() == rows["prompt"][0] for request in requests)
+    assert requests[0].positives.tolist() == [9]
+
+
+def test_a_prompt_is_thinned_anew_each_time_it_is_read(policy):
+    torch.manual_seed(0)
+    dataset = build_prompts([make_example([*range(8)], [9])], policy.prompts.prompt, history_dropout=0.5)
+    assert len({str(dataset[0]["kept"]) for _ in range(8)}) > 1
 
 
 def test_invalid_rollout_earns_nothing_and_passes_no_gate(catalog):
