@@ -30,7 +30,9 @@ from benchmarks.paper_tables import RESULTS, run_script
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, summarise
 from benchmarks.tables.report import as_dict, as_result, cell
-from genrec_rl.data.store import load_dataset
+from benchmarks.tables.systems import TREES
+from genrec_rl.data.store import Dataset, load_dataset
+from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
@@ -46,6 +48,13 @@ BOOKS = {
 """Falling sizes; those of the market are scaled to its 300 contents, since 256 first codes halve NDCG@10 (LOG.md)."""
 UA_SID = ("--balanced", "true", "--last_level", "hash", "--hash_fields")
 HASHED = {"synthetic": ("seller", "campaign"), "beauty": ("item_id",)}
+REWARD_WORDS = {"synthetic": ("--objective", "rank:ndcg"), "beauty": TREES}
+"""Of recipes/train_xgb.py."""
+SHORT = ("--learning_rate", "1e-4", "--per_device_train_batch_size", "2048", "--max_steps", "100",
+         "--eval_steps", "100", "--save_steps", "100")  # fmt: skip
+"""100 steps of 128 pages: five alignments of three seeds are to be had on two cores, at a policy gradient's rate."""
+ALIGNMENT = {"synthetic": (), "beauty": SHORT}
+"""Arguments over the data set's YAML, which holds those of rl_gain.py."""
 PRICED = ("synthetic",)
 """Where items differ in what they bring, so that the reward is an expected value."""
 PREFIXES = {"synthetic": "", "beauty": "beauty:"}
@@ -94,15 +103,18 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
     for name, spec in POLICIES.items():
         if isinstance(spec, Aligned) and "reward" not in cells:
             of_start = {"policy": cells[f"policy_{spec.start}"].key}
-            of_start |= {"priced": settings.data in PRICED}
+            of_start |= {"priced": settings.data in PRICED, "words": REWARD_WORDS[settings.data]}
             seeded("reward", facts | of_start, partial(train_reward, settings, spec, seed), minutes / 2)
-        made_with = facts | {"arguments": spec.arguments, "config": config_of(settings, spec).read_text()}
+        own = ALIGNMENT[settings.data] if isinstance(spec, Aligned) else ()
+        made_with = facts | {"arguments": (*own, *spec.arguments), "config": config_of(settings, spec).read_text()}
         if isinstance(spec, Aligned):
             made_with |= {"start": cells[f"policy_{spec.start}"].key, "reward": cells["reward"].key}
         seeded(f"policy_{name}", made_with, partial(train, settings, spec, seed), minutes)
     for row in ROWS:
-        made_with = {"policy": cells[f"policy_{row.policy}"].key, "grows": row.grows, "n": settings.timed_requests}
+        made_with = {"policy": cells[f"policy_{row.policy}"].key, "grows": row.grows}
         seeded(row.name, made_with, partial(answer, settings, row, seed), minutes / 4)
+        made_with |= {"n": settings.timed_requests}
+        seeded(f"speed_{row.name}", made_with, partial(time_row, settings, row, seed), minutes / 20)
     return cells
 
 
@@ -140,9 +152,8 @@ def train_reward(settings: Settings, spec: Aligned, seed: int, folder: Path) -> 
     """Teach trees what of the start's own proposals was taken, and multiply by its value where items differ in it."""
     words, trees = stages(settings, spec, seed), str(folder / ("trees" if settings.data in PRICED else "model"))
     start = str(policy_dir(settings, spec.start, seed))
-    run_script(
-        "recipes/train_xgb.py", *words, "--objective", "rank:ndcg", "--policy_dir", start, "--output_dir", trees
-    )
+    chosen = REWARD_WORDS[settings.data]
+    run_script("recipes/train_xgb.py", *words, *chosen, "--policy_dir", start, "--output_dir", trees)
     if settings.data in PRICED:
         run_script(
             "recipes/combine_rewards.py", *words, "--members", trees, "--by_value", "true",
@@ -157,37 +168,51 @@ def train(settings: Settings, spec: PolicySpec, seed: int, folder: Path) -> None
         block = {"class_path": f"reward_models.{model}", "init_args": {"path": str(reward_dir(settings, seed))}}
         start = str(policy_dir(settings, spec.start, seed))
         words += ["--policy_dir", start, "--reward_model", json.dumps(block), "--check_reward", "false"]
+        words += ALIGNMENT[settings.data]
     run_script(spec.script, *words, "--output_dir", str(folder / "policy"), *spec.arguments)
 
 
 def answer(settings: Settings, row: Row, seed: int, folder: Path) -> None:
-    """Ask a row's policy for every test page, within the catalogue and freely, and time it at 512 beams."""
-    spec = POLICIES[row.policy]
-    dataset = load_dataset(RUNS / settings.data / "data")
-    catalog = Catalog.load(RUNS / settings.data / f"sids_{spec.sids}")
+    """Ask a row's policy for every test page, within the catalogue and freely."""
+    dataset, catalog = stage_inputs(settings, row)
+    recommender = asked(settings, row, seed, catalog, beams=64)
     examples = dataset.examples("test", max_history=None)
-
-    def asked(beams: int) -> Any:
-        levels = range(catalog.n_levels)
-        widths = tuple(max(beams >> (levels[-1] - level), 1) for level in levels) if row.grows else None
-        return load_recommender(
-            policy_dir(settings, row.policy, seed),
-            catalog=catalog,
-            options=BeamOptions(batch_size=32, beam_widths=widths),
-        )
-
     plan = Plan(ks=(10,), beams=64, draws=1)
     columns: Columns = {}
     for decoding in ("constrained", "unconstrained"):
-        given = predict(asked(64), examples, name=row.name, decoding=decoding, plan=plan, scorers={})
+        given = predict(recommender, examples, name=row.name, decoding=decoding, plan=plan, scorers={})
         found = measure_requests(
             given, examples, catalog=catalog, popularity=dataset.popularity, item_values=dataset.item_values, ks=(10,)
         )
         is_free = decoding == "unconstrained"
         columns |= {name: values for name, values in found.items() if name.startswith("HaR") == is_free}
-    speed = requests_per_second(asked(FAST_BEAMS), [e.context for e in examples[: settings.timed_requests]])
-    (folder / "speed.json").write_text(json.dumps({"requests_per_s": speed}))
     np.savez_compressed(folder / "columns.npz", allow_pickle=False, **columns)
+
+
+def time_row(settings: Settings, row: Row, seed: int, folder: Path) -> None:
+    """Time a row's policy at 512 beams on one thread of the processor, wherever it was trained."""
+    dataset, catalog = stage_inputs(settings, row)
+    recommender = asked(settings, row, seed, catalog, beams=FAST_BEAMS)
+    recommender.policy.model.to("cpu")
+    examples = dataset.examples("test", max_history=None)[: settings.timed_requests]
+    speed = requests_per_second(recommender, [example.context for example in examples])
+    (folder / "speed.json").write_text(json.dumps({"requests_per_s": speed}))
+
+
+def stage_inputs(settings: Settings, row: Row) -> tuple[Dataset, Catalog]:
+    sids = POLICIES[row.policy].sids
+    return load_dataset(RUNS / settings.data / "data"), Catalog.load(RUNS / settings.data / f"sids_{sids}")
+
+
+def asked(settings: Settings, row: Row, seed: int, catalog: Catalog, *, beams: int) -> BeamRecommender:
+    """Return a row's policy, asked with as many beams on every level, or half as many as on the next one."""
+    levels = range(catalog.n_levels)
+    widths = tuple(max(beams >> (levels[-1] - level), 1) for level in levels) if row.grows else None
+    return load_recommender(
+        policy_dir(settings, row.policy, seed),
+        catalog=catalog,
+        options=BeamOptions(batch_size=32, beam_widths=widths),
+    )
 
 
 def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: int = 3) -> float:
@@ -204,23 +229,40 @@ def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: in
 
 
 def report(settings: Settings) -> None:
-    """Write the table of all rows that are done, of both data sets."""
+    """Write the table of all rows that are done, of both data sets; one of which nothing is here stays as it was."""
+    file = RESULTS / "gr4ad.json"
+    before = json.loads(file.read_text()) if file.is_file() else as_result({}, {}, seeds=[])
     done = {data: seeds_done(data) for data in PREFIXES}
-    result = as_result({}, {}, seeds=sorted({seed for seeds in done.values() for seed in seeds}))
-    for data, prefix in PREFIXES.items():
-        systems, found = measured(replace(settings, data=data, seeds=done[data]))
-        for name, row in systems.items():
-            result["systems"].setdefault(name, {}).update({prefix + metric: x for metric, x in row.items()})
-        for key, intervals in found.items():
-            row = {prefix + metric: as_dict(interval) for metric, interval in intervals.items()}
-            result["paired"].setdefault(key, {}).update(row)
-    if not result["systems"]:
+    if not any(done.values()):
         console.print("nothing is done yet")
         return
-    file = RESULTS / "gr4ad.json"
+    seeds = {seed for seeds in done.values() for seed in seeds}
+    result = as_result({}, {}, seeds=sorted(seeds if all(done.values()) else {*seeds, *before["seeds"]}))
+    for data, prefix in PREFIXES.items():
+        if not done[data]:
+            systems, paired = of_data(before["systems"], prefix), of_data(before["paired"], prefix)
+        else:
+            found, intervals = measured(replace(settings, data=data, seeds=done[data]))
+            systems = {name: {prefix + metric: x for metric, x in row.items()} for name, row in found.items()}
+            paired = {
+                key: {prefix + metric: as_dict(interval) for metric, interval in row.items()}
+                for key, row in intervals.items()
+            }
+        for part, rows in (("systems", systems), ("paired", paired)):
+            for name, row in rows.items():
+                result[part].setdefault(name, {}).update(row)
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} rows")
+
+
+def of_data(rows: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, dict[str, Any]]:
+    """Return what a result file holds of one data set, whose metrics begin with its prefix."""
+    others = tuple(x for x in PREFIXES.values() if x and x != prefix)
+    return {
+        name: {metric: x for metric, x in row.items() if metric.startswith(prefix) and not metric.startswith(others)}
+        for name, row in rows.items()
+    }
 
 
 def seeds_done(data: str) -> list[int]:
@@ -238,14 +280,16 @@ def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dic
         for name in [row.name for row in ROWS if cells[row.name].record() is not None]:
             with np.load(cells[name].folder / "columns.npz", allow_pickle=False) as arrays:
                 columns.setdefault(name, {})[seed] = dict(arrays)
-            speed = json.loads((cells[name].folder / "speed.json").read_text())
-            speeds.setdefault(name, []).append(speed["requests_per_s"])
+            if (timed := cells[f"speed_{name}"]).record() is not None:
+                speed = json.loads((timed.folder / "speed.json").read_text())
+                speeds.setdefault(name, []).append(speed["requests_per_s"])
     if not columns:
         return {}, {}
     requests = Requests.of(load_dataset(RUNS / settings.data / "data").examples("test", max_history=None))
     means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
-        name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]} | {"requests_per_s": speeds[name]}
+        name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}
+        | ({"requests_per_s": speeds[name]} if name in speeds else {})
         for name, seeds in means.items()
     }
     return systems, pair(columns, [p for p in PAIRS if set(p) <= set(columns)], requests)
@@ -268,7 +312,8 @@ def table_lines(result: Mapping[str, Any], rows: Sequence[Row], prefix: str) -> 
     for row in rows:
         found = result["systems"][row.name]
         numbers = [cell(found.get(prefix + metric)) for metric in SHOWN]
-        speed = f"{np.mean(found[f'{prefix}requests_per_s']):.1f}"
+        speeds = found.get(f"{prefix}requests_per_s")
+        speed = "" if speeds is None else f"{np.mean(speeds):.1f}"
         n_seeds = str(len(found[f"{prefix}NDCG@10"]))
         lines.append(f"| {' | '.join([f'**{row.name}**, {row.title}', n_seeds, *numbers, speed, row.paper])} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
