@@ -37,7 +37,7 @@ from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
-from genrec_rl.types import Interval
+from genrec_rl.types import Context, Interval, Rollouts
 
 RUNS, HERE = Path("runs/gr4ad"), Path(__file__).parent
 MARKET = ("--n_users", "800", "--n_items", "1200", "--n_requests", "8000", "--copies", "4")
@@ -180,7 +180,7 @@ def answer(settings: Settings, row: Row, seed: int, folder: Path) -> None:
     plan = Plan(ks=(10,), beams=64, draws=1)
     columns: Columns = {}
     for decoding in ("constrained", "unconstrained"):
-        given = predict(recommender, examples, name=row.name, decoding=decoding, plan=plan, scorers={})
+        given = predict(UpTo(recommender), examples, name=row.name, decoding=decoding, plan=plan, scorers={})
         found = measure_requests(
             given, examples, catalog=catalog, popularity=dataset.popularity, item_values=dataset.item_values, ks=(10,)
         )
@@ -213,6 +213,22 @@ def asked(settings: Settings, row: Row, seed: int, catalog: Catalog, *, beams: i
         catalog=catalog,
         options=BeamOptions(batch_size=32, beam_widths=widths),
     )
+
+
+@dataclass(frozen=True)
+class UpTo:
+    """A policy that answers with up to k items: where growing widths leave fewer, ``NO_ITEM`` stands behind them.
+
+    A catalogue of long first levels has hardly more items than pairs of first codes: half as many beams then end in
+    about half as many items, and what is measured of the first ten needs no more.
+    """
+
+    recommender: BeamRecommender
+
+    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
+        """Return k places of each context; see ``BeamRecommender.propose``."""
+        widths = self.recommender.beam_widths or (k,) * self.recommender.catalog.n_levels
+        return self.recommender.propose(contexts, widths=widths, constrained=constrained)
 
 
 def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: int = 3) -> float:

@@ -102,7 +102,7 @@ def answer(way: str, seed: int, folder: Path) -> None:
     examples = dataset.examples("test", max_history=None)
     recommender = asked(way, seed)
     plan = Plan(ks=(10, 50), beams=BEAMS, draws=1)
-    given = predict(recommender, examples, name=way, decoding="constrained", plan=plan, scorers={})
+    given = predict(gr4ad.UpTo(recommender), examples, name=way, decoding="constrained", plan=plan, scorers={})
     columns = measure_requests(
         given, examples, catalog=recommender.catalog, popularity=dataset.popularity, ks=(10, 50)
     )

@@ -188,10 +188,11 @@ def predict(
             for scorer, model in scorers.items():
                 rewards[scorer].append(score_candidates(model, contexts, rows[-1]))
             progress.advance(task, len(contexts))
-    rows_PK = np.concatenate(rows)
-    if decoding == "constrained" and (rows_PK == NO_ITEM).any():
+    rows_PK, scores_PK = np.concatenate(rows), np.concatenate(scores)
+    is_invalid = (rows_PK == NO_ITEM) & (scores_PK > -np.inf)  # (-inf: growing beam widths left no answer there)
+    if decoding == "constrained" and is_invalid.any():
         raise RolloutError(
-            f"{name}: {(rows_PK == NO_ITEM).sum()} invalid SIDs from constrained decoding; "
+            f"{name}: {is_invalid.sum()} invalid SIDs from constrained decoding; "
             "its trie and its catalogue differ, load both from one folder"
         )
     return Predictions(
@@ -199,7 +200,7 @@ def predict(
         decoding=decoding,
         rows_PK=rows_PK,
         sids_PKL=np.concatenate(sids),
-        scores_PK=np.concatenate(scores),
+        scores_PK=scores_PK,
         rewards={scorer: np.concatenate(parts) for scorer, parts in rewards.items()},
     )
 
