@@ -37,7 +37,7 @@ from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
-from genrec_rl.types import Context, Interval, Rollouts
+from genrec_rl.types import NO_ITEM, Context, Interval, Rollouts
 
 RUNS, HERE = Path("runs/gr4ad"), Path(__file__).parent
 MARKET = ("--n_users", "800", "--n_items", "1200", "--n_requests", "8000", "--copies", "4")
@@ -50,11 +50,6 @@ UA_SID = ("--balanced", "true", "--last_level", "hash", "--hash_fields")
 HASHED = {"synthetic": ("seller", "campaign"), "beauty": ("item_id",)}
 REWARD_WORDS = {"synthetic": ("--objective", "rank:ndcg"), "beauty": TREES}
 """Of recipes/train_xgb.py."""
-SHORT = ("--learning_rate", "1e-4", "--per_device_train_batch_size", "2048", "--max_steps", "100",
-         "--eval_steps", "100", "--save_steps", "100")  # fmt: skip
-"""100 steps of 128 pages: five alignments of three seeds are to be had on two cores, at a policy gradient's rate."""
-ALIGNMENT = {"synthetic": (), "beauty": SHORT}
-"""Arguments over the data set's YAML, which holds those of rl_gain.py."""
 PRICED = ("synthetic",)
 """Where items differ in what they bring, so that the reward is an expected value."""
 PREFIXES = {"synthetic": "", "beauty": "beauty:"}
@@ -105,8 +100,7 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
             of_start = {"policy": cells[f"policy_{spec.start}"].key}
             of_start |= {"priced": settings.data in PRICED, "words": REWARD_WORDS[settings.data]}
             seeded("reward", facts | of_start, partial(train_reward, settings, spec, seed), minutes / 2)
-        own = ALIGNMENT[settings.data] if isinstance(spec, Aligned) else ()
-        made_with = facts | {"arguments": (*own, *spec.arguments), "config": config_of(settings, spec).read_text()}
+        made_with = facts | {"arguments": spec.arguments, "config": config_of(settings, spec).read_text()}
         if isinstance(spec, Aligned):
             made_with |= {"start": cells[f"policy_{spec.start}"].key, "reward": cells["reward"].key}
         seeded(f"policy_{name}", made_with, partial(train, settings, spec, seed), minutes)
@@ -119,7 +113,9 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
 
 
 def config_of(settings: Settings, spec: PolicySpec) -> Path:
-    return HERE / ("rl" if isinstance(spec, Aligned) else "tables") / f"{settings.data}.yaml"
+    if not isinstance(spec, Aligned):
+        return HERE / "tables" / f"{settings.data}.yaml"
+    return HERE / "rl" / ("gr4ad_beauty.yaml" if settings.data == "beauty" else f"{settings.data}.yaml")
 
 
 def prepare(settings: Settings, folder: Path) -> None:
@@ -168,7 +164,6 @@ def train(settings: Settings, spec: PolicySpec, seed: int, folder: Path) -> None
         block = {"class_path": f"reward_models.{model}", "init_args": {"path": str(reward_dir(settings, seed))}}
         start = str(policy_dir(settings, spec.start, seed))
         words += ["--policy_dir", start, "--reward_model", json.dumps(block), "--check_reward", "false"]
-        words += ALIGNMENT[settings.data]
     run_script(spec.script, *words, "--output_dir", str(folder / "policy"), *spec.arguments)
 
 
@@ -228,7 +223,14 @@ class UpTo:
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
         """Return k places of each context; see ``BeamRecommender.propose``."""
         widths = self.recommender.beam_widths or (k,) * self.recommender.catalog.n_levels
-        return self.recommender.propose(contexts, widths=widths, constrained=constrained)
+        found = self.recommender.propose(contexts, widths=widths, constrained=constrained)
+        missing = k - found.rows_PG.shape[1]
+        pad = torch.nn.functional.pad
+        return Rollouts(
+            sids_PGL=pad(found.sids_PGL, (0, 0, 0, missing)),
+            rows_PG=pad(found.rows_PG, (0, missing), value=NO_ITEM),
+            log_probs_PG=pad(found.log_probs_PG, (0, missing), value=-torch.inf),
+        )
 
 
 def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: int = 3) -> float:
