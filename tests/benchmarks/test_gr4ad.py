@@ -1,9 +1,11 @@
 import pytest
+import torch
 
 from benchmarks import gr4ad
-from benchmarks.gr4ad import Settings, as_markdown, cells_of, config_of, requests_per_second
+from benchmarks.gr4ad import Settings, UpTo, as_markdown, cells_of, config_of, of_data, requests_per_second
 from benchmarks.gr4ad_rows import PAIRS, POLICIES, ROWS, Aligned
 from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.types import NO_ITEM
 from tests.fixtures import make_catalog, make_context, make_policy
 
 
@@ -28,9 +30,10 @@ def test_a_changed_start_makes_what_follows_again(monkeypatch):
     monkeypatch.setattr(gr4ad, "POLICIES", changed)
     after = cells_of(Settings(), 0)
     moved = {name for name in before if before[name].key != after[name].key}
+    rows = ("vsl", "vsl_dpo", "vsl_grpo", "vsl_rspo", "unified", "dynamic", "lazy_ar")
     assert moved == {
         *("policy_vsl", "reward", "policy_vsl_dpo", "policy_vsl_grpo", "policy_vsl_rspo", "policy_unified"),
-        *("policy_lazy_unified", "vsl", "vsl_dpo", "vsl_grpo", "vsl_rspo", "unified", "dynamic", "lazy_ar"),
+        *("policy_lazy_unified", *rows, *(f"speed_{row}" for row in rows)),
     }
 
 
@@ -43,6 +46,23 @@ def test_speed_counts_requests_a_cpu_second():
     catalog = make_catalog()
     recommender = BeamRecommender(make_policy(catalog), catalog=catalog, beam_widths=(2, 4, 8))
     assert requests_per_second(recommender, [make_context([1, 2])] * 3, rounds=1) > 0
+
+
+def test_places_that_narrow_levels_leave_empty_hold_no_item_and_are_no_invalid_sids():
+    catalog = make_catalog()
+    narrow = BeamRecommender(make_policy(catalog), catalog=catalog, beam_widths=(1, 1, 8))
+    found = UpTo(narrow).recommend([make_context([1, 2])], k=8, constrained=True)
+    is_empty = found.rows_PG == NO_ITEM
+    assert found.rows_PG.shape == found.log_probs_PG.shape == found.sids_PGL.shape[:2] == (1, 8)
+    assert is_empty.any()
+    assert not is_empty.all()
+    assert (is_empty == (found.log_probs_PG == -torch.inf)).all()
+
+
+def test_what_one_data_set_left_in_the_file_is_told_from_the_other():
+    row = {"NDCG@10": 1, "beauty:NDCG@10": 2}
+    assert of_data({"base": row}, "") == {"base": {"NDCG@10": 1}}
+    assert of_data({"base": row}, "beauty:") == {"base": {"beauty:NDCG@10": 2}}
 
 
 def test_the_table_holds_rows_in_the_papers_order_and_leaves_out_what_is_not_done():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from genrec_rl.errors import ConfigError, DataError, RolloutError
 from genrec_rl.evaluation.evaluate import Plan, Predictions, System, evaluate, measure_requests, predict
@@ -146,6 +147,19 @@ def test_invalid_sid_under_constraint_is_refused(catalog, bad, examples):
     bad.tables[True] = bad.tables[False]
     with pytest.raises(RolloutError, match="9 invalid SIDs from constrained decoding"):
         run([System("bad", lambda: bad)], examples, catalog)
+
+
+def test_places_without_an_answer_are_no_invalid_sids(catalog, bad, examples):
+    bad.tables[True] = bad.tables[False]
+    answer = bad.recommend
+
+    def without_answers(*args, **kwargs):
+        found = answer(*args, **kwargs)
+        return replace(found, log_probs_PG=torch.full_like(found.log_probs_PG, -torch.inf))
+
+    bad.recommend = without_answers
+    rows = predict(bad, examples, name="b", decoding="constrained", plan=PLAN, scorers={}).rows_PK
+    assert (rows == NO_ITEM).all()
 
 
 def test_every_sid_invalid_is_counted_not_an_error(bad, examples, catalog):

@@ -395,6 +395,18 @@ def test_prompts_are_those_that_the_policy_recommends_by(policy, catalog, tmp_pa
     assert len(policy.prompts.running_prompt(examples[0].context)) != len(policy.prompts.prompt(examples[0].context))
 
 
+def test_the_reward_reads_the_history_that_the_prompt_kept(catalog, tmp_path):
+    policy, example = make_policy(catalog), make_example([0, 1, 2, 3, 4, 5], [6])
+    trainer = make_trainer(policy, catalog, [example], tmp_path, history_dropout=0.5, max_steps=4)
+    read, asked_for = [], []
+    score, roll_out = trainer.scorer.reward_model.score, trainer.roll_out
+    trainer.scorer.reward_model.score = lambda contexts, rows: read.extend(contexts) or score(contexts, rows)
+    trainer.roll_out = lambda prompts: asked_for.append(prompts[0]) or roll_out(prompts)
+    trainer.train()
+    assert [policy.prompts.prompt(context).tolist() for context in read] == asked_for
+    assert min(len(context.history) for context in read) < 6
+
+
 def test_long_pages_are_sampled_not_cut(policy, examples):
     (page,) = [example for example in examples if len(example.positives) == 3]
     drawn = set()
@@ -412,6 +424,7 @@ def test_long_pages_are_sampled_not_cut(policy, examples):
         ({"nll_coef": -1.0}, "nll_coef is -1.0"),
         ({"nll_reduction": "max"}, "nll_reduction 'max'"),
         ({"max_positives": 0}, "max_positives is 0"),
+        ({"history_dropout": 1.0}, "history_dropout 1.0 must be at least 0 and below 1"),
         ({"mask_truncated_completions": True}, "mask every SID"),
         ({"top_k": 5}, "top_k 5: beams do not sample"),
         ({"generation_kwargs": {"do_sample": False}}, "beams do not sample"),
