@@ -23,7 +23,7 @@ from genrec_rl.decoding.rerank import check_weight
 from genrec_rl.decoding.serving.app import RecommendService, create_app
 from genrec_rl.decoding.serving.batching import QueueLimits
 from genrec_rl.decoding.serving.cache import AnswerCache
-from genrec_rl.decoding.serving.load import WidthPlan
+from genrec_rl.decoding.serving.load import WidthPlan, largest_capacity
 from genrec_rl.decoding.serving.requests import RequestReader
 from genrec_rl.decoding.serving.service import Reranking, SearchService
 from genrec_rl.errors import ConfigError
@@ -95,6 +95,11 @@ def build(settings: Settings) -> RecommendService:
         settings.smoothing_s,
         settings.hysteresis,
     )
+    if plan.capacity > (most := largest_capacity(plan, max_queue=settings.max_queue)):
+        raise ConfigError(
+            f"capacity {plan.capacity:g} with max_queue {settings.max_queue}: the line is full before the width has "
+            f"come down to {plan.floor}; lower it to {most:g} at most, or raise max_queue"
+        )
     limits = QueueLimits(
         settings.batch_size, settings.batch_wait_ms, settings.max_queue, settings.deadline_ms, settings.retry_after_s
     )
@@ -114,7 +119,7 @@ def build(settings: Settings) -> RecommendService:
     search = SearchService(recommender, plan=plan, growing_widths=settings.growing_widths, reranking=reranking)
     if settings.capacity is None:  # half a deadline's worth: width is shed before anybody waits too long
         known = [example.context for example in dataset.examples("valid")[: settings.batch_size]]
-        search.fit_capacity(known, within_s=settings.deadline_ms / 2000)
+        search.fit_capacity(known, within_s=settings.deadline_ms / 2000, max_queue=settings.max_queue)
     settings_key = (
         fingerprint, recommender.normalisation, settings.dtype, settings.continue_page,
         reranking and (reranking.reward_model.fingerprint, reranking.weight),

@@ -79,6 +79,7 @@ def test_reward_model_is_not_looked_for_without_rerank(words, tmp_path):
         (["--widths", "50", "20"], "must ascend"),
         (["--base_width", "5"], "base_width 5 must lie in 20..80"),
         (["--batch_size", "0"], "batch_size is 0"),
+        (["--capacity", "40"], "capacity 40 with max_queue 64: .* lower it to 25.6 at most"),
         (["--cache_size", "-1"], "cache_size is -1"),
         (["--rerank", "1", "--reward_model", "none"], "rerank needs a reward_model"),
         (["--rerank", "-1", "--reward_model", "none"], "rerank weight -1"),

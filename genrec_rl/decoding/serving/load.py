@@ -105,6 +105,14 @@ def capacity_factor(plan: WidthPlan, load: float) -> float:
     return min(max(plan.capacity / load, lowest), highest)
 
 
+def largest_capacity(plan: WidthPlan, *, max_queue: int) -> float:
+    """Return the capacity at which the floor is wanted just as the line is full, so that width is shed before requests.
+
+    Not below 1; one width alone sheds nothing, and may have any.
+    """
+    return max(max_queue * plan.floor / plan.base, 1.0) if len(plan.widths) > 1 else math.inf
+
+
 def quantise(plan: WidthPlan, width: int, *, wanted: float) -> int:
     """Return the plan's width to use next where ``wanted`` beams would be right and ``width`` are in use.
 

@@ -9,7 +9,7 @@ import numpy as np
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.rerank import check_weight, rerank
 from genrec_rl.decoding.serving.counters import Counters
-from genrec_rl.decoding.serving.load import WidthPlan, level_widths, start, step
+from genrec_rl.decoding.serving.load import WidthPlan, largest_capacity, level_widths, start, step
 from genrec_rl.decoding.serving.requests import Ask
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.types import NO_ITEM, Context
@@ -77,10 +77,11 @@ class SearchService:
         """Final width of the last search."""
         return self._load.width
 
-    def fit_capacity(self, contexts: Sequence[Context], *, within_s: float) -> None:
+    def fit_capacity(self, contexts: Sequence[Context], *, within_s: float, max_queue: int) -> None:
         """Set the plan's capacity to the requests that are searched ``base`` wide within a time, at least 1.
 
-        Measured on this machine as it is now: contexts are searched together twice, and the second time counts.
+        Measured on this machine as it is now: contexts are searched together twice, and the second time counts. It
+        is never so large that the line would be full before the width has come down to the floor.
         """
         asks = [Ask(context, 1, frozenset(), 0, None) for context in contexts]
         widths = level_widths(self.plan.base, self.recommender.catalog.n_levels, growing=self.growing_widths)
@@ -88,7 +89,8 @@ class SearchService:
         begun = self._clock()
         self._search(asks, widths)
         seconds = max(self._clock() - begun, 1e-6)
-        self.plan = replace(self.plan, capacity=max(within_s * len(asks) / seconds, 1.0))
+        measured = max(within_s * len(asks) / seconds, 1.0)
+        self.plan = replace(self.plan, capacity=min(measured, largest_capacity(self.plan, max_queue=max_queue)))
 
     def answer(self, asks: list[Ask], load: int) -> list[Answer]:
         """Return each request's k best items of the beams that the load allows.

@@ -1,10 +1,20 @@
+import math
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genrec_rl.decoding.serving.load import LoadState, WidthPlan, capacity_factor, level_widths, quantise, start, step
+from genrec_rl.decoding.serving.load import (
+    LoadState,
+    WidthPlan,
+    capacity_factor,
+    largest_capacity,
+    level_widths,
+    quantise,
+    start,
+    step,
+)
 from genrec_rl.errors import ConfigError
 
 PLAN = WidthPlan((20, 50, 80), base=50, capacity=16, smoothing_s=2.0, hysteresis=0.5)
@@ -111,6 +121,7 @@ def test_steady_idle_and_steady_crush_reach_cap_and_floor(plan):
 
 def test_a_single_width_never_changes():
     alone = WidthPlan((50,), base=50, capacity=1)
+    assert largest_capacity(alone, max_queue=1) == math.inf
     assert set(follow(alone, [(0, 1.0), (1e6, 9.0)])) == {50}
 
 

@@ -43,15 +43,24 @@ def test_width_follows_the_load_and_shed_answers_are_counted(policy, catalog, lo
 def test_capacity_is_what_is_searched_in_a_time(policy, catalog):
     times = iter([0.0, 10.0, 14.0])  # 2 contexts in 4 seconds
     service = make_service(policy, catalog, clock=lambda: next(times))
-    service.fit_capacity([ask().context] * 2, within_s=6.0)
+    service.fit_capacity([ask().context] * 2, within_s=6.0, max_queue=64)
     assert service.plan.capacity == 3.0
 
 
 def test_capacity_is_at_least_one_request(policy, catalog):
     times = iter([0.0, 10.0, 14.0])
     service = make_service(policy, catalog, clock=lambda: next(times))
-    service.fit_capacity([ask().context], within_s=1.0)
+    service.fit_capacity([ask().context], within_s=1.0, max_queue=64)
     assert service.plan.capacity == 1.0
+
+
+def test_capacity_is_so_small_that_a_full_line_is_searched_at_the_floor(policy, catalog):
+    times = iter([0.0, 10.0, 14.0])
+    service = make_service(policy, catalog, clock=lambda: next(times))
+    service.fit_capacity([ask().context] * 2, within_s=60.0, max_queue=8)
+    assert service.plan.capacity == 4.0  # floor 3, base 6
+    service._clock = lambda: 20.0
+    assert service.answer([ask()], 8)[0].width == 3
 
 
 def test_a_batch_gets_the_answers_of_requests_alone_in_their_order(policy, catalog):
