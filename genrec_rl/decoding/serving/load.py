@@ -106,7 +106,7 @@ def capacity_factor(plan: WidthPlan, load: float) -> float:
 
 
 def largest_capacity(plan: WidthPlan, *, max_queue: int) -> float:
-    """Return the capacity at which the floor is wanted just as the line is full, so that width is shed before requests.
+    """Return the capacity at which a full line wants the floor, so that width is shed before requests are.
 
     Not below 1; one width alone sheds nothing, and may have any.
     """
