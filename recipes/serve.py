@@ -60,7 +60,7 @@ class Settings:
         default=None,
         metadata={"help": "requests in the service that are served base_width wide; none: measured at the start"},
     )
-    smoothing_s: float = field(default=1.0, metadata={"help": "time constant of the smoothed load, seconds"})
+    smoothing_s: float = field(default=1.0, metadata={"help": "time constant by which the width comes back, seconds"})
     hysteresis: float = field(default=0.5, metadata={"help": "share of the gap between widths that changes nothing"})
     batch_size: int = field(default=16, metadata={"help": "requests searched together; 1: one by one"})
     batch_wait_ms: float = field(default=3.0, metadata={"help": "how long a request waits for others"})

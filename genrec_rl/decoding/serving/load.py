@@ -1,12 +1,12 @@
 """How wide to search under a live load (GR4AD's dynamic beam serving; METHODS section 1.6).
 
     f_t = clip(C / Q_t, floor / base, cap / base)        Q_t requests in the service, C those it can answer in time
-    F_t = F_s + (1 - exp(-(t - s) / tau)) (f_t - F_s)    smoothed since the last look, s
+    F_t = min(f_t, F_s + (1 - exp(-(t - s) / tau)) (f_t - F_s))    since the last look, s: down at once, up smoothed
     width = the width whose neighbourhood base * F_t lies in, left only where it is clearly in another's
 
 GR4AD prints neither f nor what Q and C are: these are ours. It widens off-peak alone (floor = base, cap = 1.6 base);
-a floor below the base also sheds width under overload, before anybody is refused. All here is a pure function of
-its arguments, time among them.
+a floor below the base also sheds width under overload, before anybody is refused: smoothed on the way down too, it
+came after the line was full (LOG.md). All here is a pure function of its arguments, time among them.
 """
 
 import math
@@ -24,7 +24,7 @@ class WidthPlan:
         widths: final beam widths to choose from, ascending: the floor first, the cap last. One alone never changes.
         base: width where the load is exactly ``capacity``; between floor and cap.
         capacity: C, requests in the service (waiting or taken along) that are served ``base`` wide.
-        smoothing_s: tau of the EMA, seconds; 0 follows each load at once.
+        smoothing_s: tau of the EMA by which the width comes back, seconds; 0 follows each load at once.
         hysteresis: share of the gap between two widths, around its middle, in which the width stays what it was.
 
     Raises:
@@ -92,7 +92,8 @@ def step(plan: WidthPlan, state: LoadState, *, load: float, now: float) -> LoadS
     """
     passed = max(now - state.time, 0.0)
     weight = 1 - math.exp(-passed / plan.smoothing_s) if plan.smoothing_s else 1.0
-    factor = state.factor + weight * (capacity_factor(plan, load) - state.factor)
+    now_right = capacity_factor(plan, load)
+    factor = min(now_right, state.factor + weight * (now_right - state.factor))
     width = quantise(plan, state.width, wanted=factor * plan.base)
     return LoadState(factor, width, max(now, state.time))
 
