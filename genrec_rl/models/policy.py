@@ -119,6 +119,11 @@ def create_policy(
         )
         base = backbone.config()
     else:
+        if scale_embeddings:
+            raise ConfigError(
+                f"scale_embeddings with backbone '{backbone}': a checkpoint's input vectors have their scale; set it "
+                "to false"
+            )
         base, tokenizer = _read_backbone(backbone)
         extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days, n_values=n_values)
     check_lazy_layers(lazy_layers, n_layers=base.num_hidden_layers, n_levels=len(catalog.codebook_sizes))

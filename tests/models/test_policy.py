@@ -167,6 +167,11 @@ def test_plain_language_model_is_no_policy(catalog, tmp_path):
         load_policy(tmp_path, catalog=catalog)
 
 
+def test_a_checkpoints_input_vectors_are_not_scaled_again(catalog, tmp_path):
+    with pytest.raises(ConfigError, match="a checkpoint's input vectors have their scale"):
+        create_policy(catalog, grammar=PromptGrammar(), backbone=str(tmp_path), scale_embeddings=True)
+
+
 def test_backbone_that_is_absent_is_named(catalog):
     with pytest.raises(ConfigError, match=r"nowhere.*Qwen2 checkpoint"):
         create_policy(catalog, grammar=PromptGrammar(), backbone="nowhere")
