@@ -9,8 +9,10 @@ Writes  runs/gr4ad/<data>/: data, catalogues, policies, the reward model and wha
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
 Value is price times order on the market, and 1 an order on Beauty, where value@10 is therefore Recall@10. The paper
-trains online on eCPM; here the reward is that of trees on the policy's own proposals, on the market times what the
-item brings when it is taken. Speed is that of one thread at 512 beams, in CPU seconds.
+trains online on eCPM; here the reward is that of trees on the VSL policy's proposals (LazyAR's too), on the market
+times what the item brings when it is taken. Accuracy is that of 64 beams; speed that of one thread at 512, in CPU
+seconds. Beauty's alignments also read validation requests without their labels, and keep their last step; the
+market's are chosen on validation.
 """
 
 import json
@@ -27,12 +29,14 @@ import torch
 from benchmarks.gr4ad_rows import PAIRS, POLICIES, ROWS, SHOWN, Aligned, PolicySpec, Row
 from benchmarks.harness import parse
 from benchmarks.paper_tables import RESULTS, run_script
+from benchmarks.rl.arms import held_out_by
 from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import Columns, Requests, pair, summarise
+from benchmarks.tables.measure import Columns, Requests, pair, read_columns, summarise, write_columns
 from benchmarks.tables.report import as_dict, as_result, cell
 from benchmarks.tables.systems import TREES
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.decoding.serving.load import level_widths
 from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
@@ -56,7 +60,8 @@ PREFIXES = {"synthetic": "", "beauty": "beauty:"}
 """Of the metrics in the one result file."""
 TITLES = {"synthetic": "Simulated market", "beauty": "Amazon Beauty, pages"}
 MINUTES = {"synthetic": 2.0, "beauty": 15.0}
-FAST_BEAMS = 512
+BEAMS, FAST_BEAMS = 64, 512
+"""Of accuracy, and of speed."""
 
 
 @dataclass
@@ -82,14 +87,14 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
     root, minutes = RUNS / settings.data, MINUTES[settings.data]
     facts: dict[str, Any] = {
         "data": settings.data,
-        "market": MARKET,
-        "hashed": HASHED[settings.data],
-        "books": BOOKS[settings.data],
+        "market": MARKET if settings.data == "synthetic" else (),
     }
     cells = {"data": Cell("data", root / "data", facts, partial(prepare, settings), 0.2)}
     for kind in ("plain", "ua"):
-        folder = root / f"sids_{kind}"
-        cells[f"sids_{kind}"] = Cell(f"{kind} SIDs", folder, facts, partial(build_sids, settings, kind), minutes / 2)
+        folder, words = root / f"sids_{kind}", sid_words(settings, kind)
+        run = partial(build_sids, settings, words)
+        made_with = facts | {"words": words, "recipe": recipe_yaml("recipes/build_sids.py")}
+        cells[f"sids_{kind}"] = Cell(f"{kind} SIDs", folder, made_with, run, minutes / 2)
 
     def seeded(name: str, facts: dict[str, Any], run: Any, minutes: float) -> None:
         folder = root / name / f"seed{seed}"
@@ -97,17 +102,18 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
 
     for name, spec in POLICIES.items():
         if isinstance(spec, Aligned) and "reward" not in cells:
-            of_start = {"policy": cells[f"policy_{spec.start}"].key}
-            of_start |= {"priced": settings.data in PRICED, "words": REWARD_WORDS[settings.data]}
-            seeded("reward", facts | of_start, partial(train_reward, settings, spec, seed), minutes / 2)
-        made_with = facts | {"arguments": spec.arguments, "config": config_of(settings, spec).read_text()}
+            made_with = {"policy": cells[f"policy_{spec.start}"].key, "words": REWARD_WORDS[settings.data]}
+            made_with |= {"priced": settings.data in PRICED, "recipe": recipe_yaml("recipes/train_xgb.py")}
+            seeded("reward", made_with, partial(train_reward, settings, spec, seed), minutes / 2)
+        made_with = {"sids": cells[f"sids_{spec.sids}"].key, "arguments": spec.arguments, "script": spec.script}
+        made_with |= {"config": config_of(settings, spec).read_text(), "recipe": recipe_yaml(spec.script)}
         if isinstance(spec, Aligned):
             made_with |= {"start": cells[f"policy_{spec.start}"].key, "reward": cells["reward"].key}
         seeded(f"policy_{name}", made_with, partial(train, settings, spec, seed), minutes)
     for row in ROWS:
         made_with = {"policy": cells[f"policy_{row.policy}"].key, "grows": row.grows}
-        seeded(row.name, made_with, partial(answer, settings, row, seed), minutes / 4)
-        made_with |= {"n": settings.timed_requests}
+        seeded(row.name, made_with | {"beams": BEAMS}, partial(answer, settings, row, seed), minutes / 4)
+        made_with |= {"beams": FAST_BEAMS, "n": settings.timed_requests}
         seeded(f"speed_{row.name}", made_with, partial(time_row, settings, row, seed), minutes / 20)
     return cells
 
@@ -125,8 +131,16 @@ def prepare(settings: Settings, folder: Path) -> None:
     run_script("recipes/prepare.py", *source, "--output_dir", str(folder))
 
 
-def build_sids(settings: Settings, kind: str, folder: Path) -> None:
-    words = [*BOOKS[settings.data], *UA_SID, *HASHED[settings.data]] if kind == "ua" else []
+def recipe_yaml(script: str) -> str:
+    """Return the settings of a recipe that a data set's YAML only adds to."""
+    return Path(script).with_suffix(".yaml").read_text()
+
+
+def sid_words(settings: Settings, kind: str) -> tuple[str, ...]:
+    return (*BOOKS[settings.data], *UA_SID, *HASHED[settings.data]) if kind == "ua" else ()
+
+
+def build_sids(settings: Settings, words: Sequence[str], folder: Path) -> None:
     data_dir = str(RUNS / settings.data / "data")
     run_script("recipes/build_sids.py", "--data_dir", data_dir, "--output_dir", str(folder), *words)
 
@@ -145,7 +159,7 @@ def reward_dir(settings: Settings, seed: int) -> Path:
 
 
 def train_reward(settings: Settings, spec: Aligned, seed: int, folder: Path) -> None:
-    """Teach trees what of the start's own proposals was taken, and multiply by its value where items differ in it."""
+    """Teach trees what of the VSL policy's proposals was taken; multiply by its value where items differ in it."""
     words, trees = stages(settings, spec, seed), str(folder / ("trees" if settings.data in PRICED else "model"))
     start = str(policy_dir(settings, spec.start, seed))
     chosen = REWARD_WORDS[settings.data]
@@ -170,9 +184,9 @@ def train(settings: Settings, spec: PolicySpec, seed: int, folder: Path) -> None
 def answer(settings: Settings, row: Row, seed: int, folder: Path) -> None:
     """Ask a row's policy for every test page, within the catalogue and freely."""
     dataset, catalog = stage_inputs(settings, row)
-    recommender = asked(settings, row, seed, catalog, beams=64)
+    recommender = asked(settings, row, seed, catalog, beams=BEAMS)
     examples = dataset.examples("test", max_history=None)
-    plan = Plan(ks=(10,), beams=64, draws=1)
+    plan = Plan(ks=(10,), beams=BEAMS, draws=1)
     columns: Columns = {}
     for decoding in ("constrained", "unconstrained"):
         given = predict(UpTo(recommender), examples, name=row.name, decoding=decoding, plan=plan, scorers={})
@@ -181,7 +195,7 @@ def answer(settings: Settings, row: Row, seed: int, folder: Path) -> None:
         )
         is_free = decoding == "unconstrained"
         columns |= {name: values for name, values in found.items() if name.startswith("HaR") == is_free}
-    np.savez_compressed(folder / "columns.npz", allow_pickle=False, **columns)
+    write_columns(folder, columns)
 
 
 def time_row(settings: Settings, row: Row, seed: int, folder: Path) -> None:
@@ -201,8 +215,7 @@ def stage_inputs(settings: Settings, row: Row) -> tuple[Dataset, Catalog]:
 
 def asked(settings: Settings, row: Row, seed: int, catalog: Catalog, *, beams: int) -> BeamRecommender:
     """Return a row's policy, asked with as many beams on every level, or half as many as on the next one."""
-    levels = range(catalog.n_levels)
-    widths = tuple(max(beams >> (levels[-1] - level), 1) for level in levels) if row.grows else None
+    widths = level_widths(beams, catalog.n_levels) if row.grows else None
     return load_recommender(
         policy_dir(settings, row.policy, seed),
         catalog=catalog,
@@ -221,8 +234,9 @@ class UpTo:
     recommender: BeamRecommender
 
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
-        """Return k places of each context; see ``BeamRecommender.propose``."""
+        """Return k places of each context, k the widths' last; see ``BeamRecommender.propose``."""
         widths = self.recommender.beam_widths or (k,) * self.recommender.catalog.n_levels
+        assert widths[-1] == k
         found = self.recommender.propose(contexts, widths=widths, constrained=constrained)
         missing = k - found.rows_PG.shape[1]
         pad = torch.nn.functional.pad
@@ -249,26 +263,31 @@ def requests_per_second(recommender: Any, contexts: Sequence[Any], *, rounds: in
 def report(settings: Settings) -> None:
     """Write the table of all rows that are done, of both data sets; one of which nothing is here stays as it was."""
     file = RESULTS / "gr4ad.json"
-    before = json.loads(file.read_text()) if file.is_file() else as_result({}, {}, seeds=[])
-    done = {data: seeds_done(data) for data in PREFIXES}
-    if not any(done.values()):
-        console.print("nothing is done yet")
-        return
-    seeds = {seed for seeds in done.values() for seed in seeds}
-    result = as_result({}, {}, seeds=sorted(seeds if all(done.values()) else {*seeds, *before["seeds"]}))
+    before = json.loads(file.read_text()) if file.is_file() else as_result({}, {}, seeds=[]) | {"made": {}}
+    result = as_result({}, {}, seeds=[]) | {"made": {}}
+    n_new = 0
     for data, prefix in PREFIXES.items():
-        if not done[data]:
-            systems, paired = of_data(before["systems"], prefix), of_data(before["paired"], prefix)
-        else:
-            found, intervals = measured(replace(settings, data=data, seeds=done[data]))
+        seeds = seeds_done(data)
+        found, intervals = measured(replace(settings, data=data, seeds=seeds)) if seeds else ({}, {})
+        n_new += len(found)
+        if found:
+            made = {name: result[name] for name in ("command", "commit")} | {"seeds": seeds}
             systems = {name: {prefix + metric: x for metric, x in row.items()} for name, row in found.items()}
             paired = {
                 key: {prefix + metric: as_dict(interval) for metric, interval in row.items()}
                 for key, row in intervals.items()
             }
+        else:
+            made = before["made"].get(data)
+            systems, paired = of_data(before["systems"], prefix), of_data(before["paired"], prefix)
         for part, rows in (("systems", systems), ("paired", paired)):
             for name, row in rows.items():
                 result[part].setdefault(name, {}).update(row)
+        result["made"] |= {data: made} if systems else {}
+    if not n_new:
+        console.print("nothing is done yet")
+        return
+    result["seeds"] = sorted({seed for made in result["made"].values() for seed in made["seeds"]})
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} rows")
@@ -277,10 +296,11 @@ def report(settings: Settings) -> None:
 def of_data(rows: Mapping[str, Mapping[str, Any]], prefix: str) -> dict[str, dict[str, Any]]:
     """Return what a result file holds of one data set, whose metrics begin with its prefix."""
     others = tuple(x for x in PREFIXES.values() if x and x != prefix)
-    return {
+    own = {
         name: {metric: x for metric, x in row.items() if metric.startswith(prefix) and not metric.startswith(others)}
         for name, row in rows.items()
     }
+    return {name: row for name, row in own.items() if row}
 
 
 def seeds_done(data: str) -> list[int]:
@@ -296,14 +316,15 @@ def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dic
     for seed in settings.seeds:
         cells = cells_of(settings, seed)
         for name in [row.name for row in ROWS if cells[row.name].record() is not None]:
-            with np.load(cells[name].folder / "columns.npz", allow_pickle=False) as arrays:
-                columns.setdefault(name, {})[seed] = dict(arrays)
+            columns.setdefault(name, {})[seed] = read_columns(cells[name].folder)
             if (timed := cells[f"speed_{name}"]).record() is not None:
                 speed = json.loads((timed.folder / "speed.json").read_text())
                 speeds.setdefault(name, []).append(speed["requests_per_s"])
     if not columns:
         return {}, {}
-    requests = Requests.of(load_dataset(RUNS / settings.data / "data").examples("test", max_history=None))
+    aligned = next(spec for spec in POLICIES.values() if isinstance(spec, Aligned))
+    examples = load_dataset(RUNS / settings.data / "data").examples("test", max_history=None)
+    requests = Requests.of(examples, is_held_out=held_out_by(config_of(settings, aligned)))
     means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}
@@ -315,11 +336,13 @@ def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dic
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Write a table for each data set: rows in the paper's order, its own numbers, and what each step changed."""
-    lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
+    lines = []
     for data, prefix in PREFIXES.items():
         rows = [row for row in ROWS if f"{prefix}NDCG@10" in result["systems"].get(row.name, {})]
         if rows:
-            lines += [f"## {TITLES[data]}", "", *table_lines(result, rows, prefix), ""]
+            made = result["made"][data]
+            lines += [f"## {TITLES[data]}", "", f"Written by `{made['command']}`, commit {made['commit'][:10]}.", ""]
+            lines += [*table_lines(result, rows, prefix), ""]
     return "\n".join(lines)
 
 

@@ -29,6 +29,7 @@ from benchmarks.generation_baselines import (
 )
 from benchmarks.harness import Benchmark, BenchmarkSettings, Contender, parse
 from genrec_rl.decoding.beam_search import BeamPlan, Beams, beam_search
+from genrec_rl.decoding.serving.load import level_widths
 from genrec_rl.models.policy import Policy, create_policy
 from genrec_rl.models.prefix_tree import branch_log_probs
 from genrec_rl.sids.catalog import Catalog
@@ -60,7 +61,7 @@ def main() -> None:
     lazy = make_policy(catalog, settings, lazy_layers=settings.lazy_layers)
     prompts = random_prompts(plain, settings.batch, settings.prompt, seed=settings.seed)
     width = settings.width
-    narrow, full = BeamPlan((max(width // 4, 1), max(width // 2, 1), width)), BeamPlan((width,) * LEVELS)
+    narrow, full = BeamPlan(level_widths(width, LEVELS)), BeamPlan((width,) * LEVELS)
     ways = {BOTH: (lazy, narrow), LAZY: (lazy, full), PLAIN_NARROW: (plain, narrow), FULL: (plain, full)}
     ways |= {f"plain, own {n}": (plain, BeamPlan(full.widths, per_beam=n)) for n in settings.own}
     contenders = [

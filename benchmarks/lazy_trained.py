@@ -29,19 +29,21 @@ from benchmarks.gr4ad_rows import SFT, PolicySpec
 from benchmarks.harness import parse
 from benchmarks.paper_tables import RESULTS
 from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import Columns, Requests, pair, summarise
+from benchmarks.tables.measure import Columns, Requests, pair, read_columns, summarise, write_columns
 from benchmarks.tables.report import as_result, number
 from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.decoding.serving.load import level_widths
+from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
 
-BEAMS, MIN_ROUNDS = 512, 3
+BEAMS = 512
 DEEP = (*SFT, "--num_layers", "6")
 POLICIES = MappingProxyType({"plain": PolicySpec(DEEP), "lazy": PolicySpec((*DEEP, "--lazy_layers", "4"))})
-FULL, NARROW = (BEAMS, BEAMS, BEAMS), (BEAMS // 4, BEAMS // 2, BEAMS)
+FULL, NARROW = level_widths(BEAMS, 3, growing=False), level_widths(BEAMS, 3)
 WAYS = MappingProxyType(
     {
         "plain": ("plain", FULL),
@@ -70,6 +72,8 @@ class Settings:
 
 def main() -> None:
     settings = parse(Settings)
+    if settings.rounds < 1:
+        raise ConfigError(f"rounds {settings.rounds} must be at least 1, and 9 for a median worth telling")
     if not settings.report:
         work_off([cell for seed in settings.seeds for cell in cells_of(settings, seed).values()])
     report(settings)
@@ -82,7 +86,8 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
     cells = {name: made[name] for name in ("data", "sids_ua")}
     for name, spec in POLICIES.items():
         config = gr4ad.config_of(of_gr4ad, spec).read_text()
-        facts = made["sids_ua"].facts | {"arguments": spec.arguments, "config": config}
+        facts = {"sids": made["sids_ua"].key, "arguments": spec.arguments, "config": config}
+        facts |= {"script": spec.script, "recipe": gr4ad.recipe_yaml(spec.script)}
         run = partial(gr4ad.train, of_gr4ad, spec, seed)
         cells[f"policy_{name}"] = Cell(f"{name}, seed {seed}", folder_of(f"deep_{name}", seed), facts, run, 25.0)
     for way, (name, widths) in WAYS.items():
@@ -107,7 +112,7 @@ def answer(way: str, seed: int, folder: Path) -> None:
         given, examples, catalog=recommender.catalog, popularity=dataset.popularity, ks=(10, 50)
     )
     kept = {name: columns[name] for name in (*SHOWN, "Recall@10")}
-    np.savez_compressed(folder / "columns.npz", allow_pickle=False, **kept)
+    write_columns(folder, kept)
 
 
 def asked(way: str, seed: int) -> BeamRecommender:
@@ -126,21 +131,22 @@ def report(settings: Settings) -> None:
     for seed in settings.seeds:
         cells = cells_of(settings, seed)
         for way in [way for way in WAYS if cells[way].record() is not None]:
-            with np.load(cells[way].folder / "columns.npz", allow_pickle=False) as arrays:
-                columns.setdefault(way, {})[seed] = dict(arrays)
-    if set(columns) != {*WAYS}:
-        console.print(f"not done yet: {', '.join(way for way in WAYS if way not in columns)}")
+            columns.setdefault(way, {})[seed] = read_columns(cells[way].folder)
+    seeds = [seed for seed in settings.seeds if all(seed in columns.get(way, {}) for way in WAYS)]
+    if not seeds:
+        console.print("no seed of which all four ways are done yet")
         return
+    columns = {way: {seed: columns[way][seed] for seed in seeds} for way in WAYS}
     examples = load_dataset(gr4ad.RUNS / "beauty" / "data").examples("test", max_history=None)
     requests = Requests.of(examples)
     contexts = [example.context for example in examples[: settings.timed_requests]]
-    seconds = time_in_turn({way: asked(way, settings.seeds[0]) for way in WAYS}, contexts, rounds=settings.rounds)
+    seconds = time_in_turn({way: asked(way, seeds[0]) for way in WAYS}, contexts, rounds=settings.rounds)
     systems = {
-        way: {metric: [summarise(of_seed, requests)[metric] for of_seed in seeds.values()] for metric in SHOWN}
+        way: {metric: [summarise(of_seed, requests)[metric] for of_seed in of_way.values()] for metric in SHOWN}
         | {"ms_per_request": [1000 * float(np.median(seconds[way])) / len(contexts)]}
-        for way, seeds in columns.items()
+        for way, of_way in columns.items()
     }
-    result = as_result(systems, pair(columns, [(way, "plain") for way in GOALS], requests), seeds=settings.seeds)
+    result = as_result(systems, pair(columns, [(way, "plain") for way in GOALS], requests), seeds=seeds)
     result["goals"] = {way: goal_of(way, result) for way in GOALS}
     file = RESULTS / "lazy_trained.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
@@ -157,7 +163,7 @@ def time_in_turn(
     seconds: dict[str, list[float]] = {way: [] for way in recommenders}
     for recommender in recommenders.values():
         recommender.policy.model.to("cpu")
-    for _ in range(max(rounds, MIN_ROUNDS) + 1):
+    for _ in range(rounds + 1):
         for way, recommender in recommenders.items():
             begun = time.process_time()
             recommender.propose(contexts, widths=WAYS[way][1], constrained=True)

@@ -26,7 +26,7 @@ from benchmarks.harness import parse
 from benchmarks.readme import fill_readme
 from benchmarks.rl.arms import ARMS
 from benchmarks.tables.cells import CELL_FILE, Cell, work_off
-from benchmarks.tables.measure import Answers, Columns, Requests
+from benchmarks.tables.measure import Answers, Columns, Requests, read_columns
 from benchmarks.tables.protocols import NARROW_BEAMS, PROTOCOLS, Protocol
 from benchmarks.tables.report import for_readme, tabulate, write_table
 from benchmarks.tables.scaling import Curve, draw_curves, draw_targets, read_curve, scaling_facts
@@ -154,8 +154,7 @@ def aligned_columns(settings: Settings) -> dict[str, dict[int, Columns]]:
                 continue
             facts = json.loads((folder / CELL_FILE).read_text())["facts"]
             if {name: facts.get(name) for name in ("sft", *now)} == {"sft": policies[spec.of, seed].key, **now}:
-                with np.load(folder / "columns.npz", allow_pickle=False) as arrays:
-                    found.setdefault(spec.name, {})[seed] = dict(arrays)
+                found.setdefault(spec.name, {})[seed] = read_columns(folder)
     return found
 
 
@@ -230,6 +229,7 @@ def protocol_cells(settings: Settings, protocol: str, specs: Sequence[SystemSpec
                     "continues_page": spec.continues_page and asked.is_next_item,
                     "narrow_beams": NARROW_BEAMS,
                     "config": config_file(settings).read_text(),
+                    "recipe": Path("recipes/sft.yaml").read_text(),
                 }
             if spec.kind == "reranked":
                 policy = answers[spec.of, seed].key

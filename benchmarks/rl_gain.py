@@ -31,9 +31,9 @@ from matplotlib import pyplot as plt
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, DRAWN, GAINS, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm
+from benchmarks.rl.arms import ARMS, DRAWN, GAINS, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm, held_out_by
 from benchmarks.tables.cells import Cell, work_off
-from benchmarks.tables.measure import Columns, Requests, pair, shared_seeds, summarise
+from benchmarks.tables.measure import Columns, Requests, pair, read_columns, shared_seeds, summarise, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
 from benchmarks.tables.report import as_dict, as_result, cell, number
 from benchmarks.tables.systems import TABLE_1, TREES
@@ -45,7 +45,6 @@ from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import PAIR, Decoding, Plan, measure_catalogue, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
 from genrec_rl.rewards.components import load_reward_model
-from genrec_rl.rl.unlabelled import is_held_out
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
 
@@ -206,7 +205,7 @@ def answer(
     if arm.arguments is not None:
         of_lists["zero_advantage_share"] = float(np.mean(logged(folder, "train/rollout/zero_advantage_share")[1]))
     (folder / "lists.json").write_text(json.dumps(of_lists))
-    np.savez_compressed(folder / "columns.npz", allow_pickle=False, **columns)
+    write_columns(folder, columns)
 
 
 def margin_weight(settings: Settings) -> float:
@@ -235,17 +234,16 @@ def report(settings: Settings) -> None:
         cells = seed_cells(settings, seed)
         for name, made in cells.arms.items():
             if made.record() is not None:
-                with np.load(made.folder / "columns.npz", allow_pickle=False) as arrays:
-                    columns.setdefault(name, {})[seed] = dict(arrays)
+                columns.setdefault(name, {})[seed] = read_columns(made.folder)
                 of_lists.setdefault(name, []).append(json.loads((made.folder / "lists.json").read_text()))
                 done.setdefault(name, {})[seed] = made.folder
     if not columns:
         console.print("nothing is done yet")
         return
     dataset = load_dataset(cells.sft[0].folder)
-    asked = config_of(settings).get("unlabelled_users") if config_of(settings).get("unlabelled_share") else None
-    held_out = None if asked is None else partial(is_held_out, users=float(asked))
-    requests = Requests.of(dataset.examples("test", max_history=None), is_held_out=held_out)
+    requests = Requests.of(
+        dataset.examples("test", max_history=None), is_held_out=held_out_by(HERE / f"{settings.data}.yaml")
+    )
     means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}

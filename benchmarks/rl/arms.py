@@ -1,7 +1,15 @@
 """The arms of the comparison: recipes/grpo_sr.py's arguments, over those of the data set's YAML."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
+
+import yaml
+
+from genrec_rl.rl.unlabelled import is_held_out
+from genrec_rl.types import Example
 
 RATE = ("--learning_rate", "1e-4")
 GENTLE = (*RATE, "--nll_coef", "0.2")
@@ -12,6 +20,14 @@ CONTROL = (*RATE, "--unlabelled_share", "0")
 NO_GATE = ("--gate", "none")
 WEIGHED = ("--rollout_weights", "policy", "--scale_rewards", "none")
 """Each beam counts by its probability: the gradient of the expected reward, which pushes nothing out of the beam."""
+
+
+def held_out_by(config: Path) -> Callable[[Example], bool] | None:
+    """Return what says whose validation requests were no unlabelled prompts of a config's runs; None without such."""
+    settings = yaml.safe_load(config.read_text())
+    if not settings.get("unlabelled_share"):
+        return None
+    return partial(is_held_out, users=float(settings["unlabelled_users"]))
 
 
 @dataclass(frozen=True, slots=True)

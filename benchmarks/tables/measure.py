@@ -5,6 +5,7 @@ P   requests        K   ranks        S   seeds
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -15,6 +16,7 @@ from genrec_rl.data.pages import DAY
 from genrec_rl.evaluation.evaluate import PAIR
 from genrec_rl.types import NO_ITEM, Example, Interval
 
+COLUMNS = "columns.npz"
 Columns = dict[str, Float[np.ndarray, " P"]]
 METRICS = (("Recall", metrics.recall), ("NDCG", metrics.ndcg), ("HR", metrics.hit_rate))
 BY_STRATUM = ("Recall@10", "NDCG@10", "HR@10")
@@ -76,6 +78,17 @@ class Requests:
             if 0 < is_in.sum() < len(is_in)
             for name, part in ((yes, is_in), (no, ~is_in))
         }
+
+
+def read_columns(folder: Path) -> Columns:
+    """Return what a cell kept of each request."""
+    with np.load(folder / COLUMNS, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def write_columns(folder: Path, columns: Columns) -> None:
+    """Keep one number a request and metric."""
+    np.savez_compressed(folder / COLUMNS, allow_pickle=False, **columns)
 
 
 def follows_same_day(example: Example) -> bool:

@@ -41,7 +41,7 @@ def check_lazy_layers(lazy_layers: int | None, *, n_layers: int, n_levels: int) 
             "GR4AD has two thirds there"
         )
     if n_levels < 2:
-        raise ConfigError("lazy_layers: SIDs of one code have no previous code to leave out; set it to 0")
+        raise ConfigError("lazy_layers: SIDs of one code have no previous code to leave out; leave it out")
 
 
 class LazyPlaces(NamedTuple):

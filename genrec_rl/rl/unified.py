@@ -5,9 +5,10 @@
 
 Where model and value disagree on a sample's place, it is imitated; where they agree, its value is optimised. The list
 that ranks are taken in holds a prompt's rollouts and those of its positives that no rollout found. L_RSPO is of all
-of them. L_VSL is of the positives alone, found or not: w0 weighs what a user did, which rollouts lack, and as
-(1 + v)^A is at least 1 it would teach a policy its own invalid and worthless rollouts. Ours, as Z_max = 1 is: the
-source defines neither.
+of them. L_VSL is the positives' NLL, times ``nll_coef`` (1 is the equation): without value tokens and the weights by
+user and behaviour, which are SFT's. It is of the positives alone, found or not: w0 weighs what a user did, which
+rollouts lack, and as (1 + v)^A is at least 1 it would teach a policy its own invalid and worthless rollouts. Ours, as
+Z_max = 1 is: the source defines neither.
 
     P   prompts        G   rollouts        M   positives, padded        N   = G + M        C   tokens of a SID
 """

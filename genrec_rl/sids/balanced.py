@@ -16,6 +16,7 @@ auction of at most ``MAX_ROUNDS`` passes over n x CANDIDATES numbers; no n x K t
 Axes: n points, D dimensions, K codes of a level, m candidate codes of a point, h points in codes that are too full.
 """
 
+import warnings
 from collections.abc import Sequence
 from math import ceil
 
@@ -92,7 +93,12 @@ def _balance(
         sums = np.zeros(book.shape, np.float64)
         np.add.at(sums, codes, points)
         book = np.where(counts[:, None] > 0, sums / counts.clip(min=1)[:, None], book).astype(np.float32)
-    return book, auction(points, book, capacity=capacity)[1]
+    codes, prices = auction(points, book, capacity=capacity)
+    over = int((np.bincount(codes, minlength=len(book)) - capacity).clip(min=0).sum())
+    if over:
+        warnings.warn(f"balanced: {over} vectors stay in codes that hold {capacity} already; raise balance_slack",
+                      stacklevel=2)  # fmt: skip
+    return book, prices
 
 
 def auction(
@@ -112,14 +118,14 @@ def auction(
     costs, near, bounds = _candidates(points, book, prices)
     least_step = LEAST_STEP * costs[:, 0].mean()
     for _ in range(MAX_ROUNDS):
-        priced = costs + prices[near]
-        best = priced.argmin(axis=1)
+        offers = costs + prices[near]
+        best = offers.argmin(axis=1)
         codes = near[np.arange(len(near)), best]
         too_full = np.bincount(codes, minlength=len(book)) > capacity
         if not too_full.any():
             break
         holders = np.flatnonzero(too_full[codes])
-        held = priced[holders]
+        held = offers[holders]
         cheapest = np.take_along_axis(held, best[holders, None], axis=1)[:, 0]
         np.put_along_axis(held, best[holders, None], np.inf, axis=1)
         ways_out = np.minimum(held.min(axis=1), bounds[holders]) - cheapest

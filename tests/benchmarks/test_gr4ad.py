@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 
@@ -65,11 +67,43 @@ def test_what_one_data_set_left_in_the_file_is_told_from_the_other():
     assert of_data({"base": row}, "beauty:") == {"base": {"beauty:NDCG@10": 2}}
 
 
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_a_report_of_one_data_set_leaves_the_other_as_it_was(monkeypatch, tmp_path, has_begun):
+    made = {"command": "earlier", "commit": "0" * 12, "seeds": [0, 1]}
+    earlier = {"systems": {"base": {"NDCG@10": [0.1]}}, "paired": {}, "made": {"synthetic": made}}
+    (tmp_path / "gr4ad.json").write_text(json.dumps(earlier))
+    monkeypatch.setattr(gr4ad, "RESULTS", tmp_path)
+    monkeypatch.setattr(gr4ad, "seeds_done", lambda data: [2] if data == "beauty" or has_begun else [])
+    rows = {"base": {"NDCG@10": [0.3]}}
+    monkeypatch.setattr(gr4ad, "measured", lambda settings: ({} if settings.data == "synthetic" else rows, {}))
+    gr4ad.report(Settings(data="beauty"))
+    found = json.loads((tmp_path / "gr4ad.json").read_text())
+    assert found["systems"] == {"base": {"NDCG@10": [0.1], "beauty:NDCG@10": [0.3]}}
+    assert found["made"]["synthetic"] == made
+    assert found["seeds"] == [0, 1, 2]
+    assert "Written by `earlier`" in (tmp_path / "gr4ad.md").read_text()
+
+
+def test_a_report_of_nothing_leaves_the_file_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(gr4ad, "RESULTS", tmp_path)
+    monkeypatch.setattr(gr4ad, "seeds_done", lambda _: [])
+    gr4ad.report(Settings())
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(("name", "value"), [("UA_SID", ()), ("FAST_BEAMS", 256), ("BEAMS", 32)])
+def test_cells_are_made_again_with_other_constants(monkeypatch, name, value):
+    before = cells_of(Settings(), 0)
+    monkeypatch.setattr(gr4ad, name, value)
+    assert any(made.key != before[cell].key for cell, made in cells_of(Settings(), 0).items())
+
+
 def test_the_table_holds_rows_in_the_papers_order_and_leaves_out_what_is_not_done():
     row = {"NDCG@10": [0.1, 0.3], "HaR@10": [0.0, 0.0], "requests_per_s": [10.0, 20.0]}
     row |= {f"beauty:{metric}": values[:1] for metric, values in row.items()}
     result = {
-        "command": "c", "commit": "0" * 12, "systems": {"vsl": row, "base": row},
+        "made": {data: {"command": data, "commit": "0" * 12} for data in ("synthetic", "beauty")},
+        "systems": {"vsl": row, "base": row},
         "paired": {"vsl-base": {"NDCG@10": {"diff": 0.1, "lo": 0.0, "hi": 0.2}}},
     }  # fmt: skip
     lines = as_markdown(result).splitlines()
@@ -79,5 +113,5 @@ def test_the_table_holds_rows_in_the_papers_order_and_leaves_out_what_is_not_don
     assert lines[7].startswith("| **vsl**")
     assert "- vsl - base: NDCG@10 +0.1000 [+0.0000, +0.2000]" in lines
     beauty = lines[lines.index("## Amazon Beauty, pages") :]
-    assert beauty[4].startswith("| **base**, running target, plain SIDs | 1 | .1000 |  |  | .0000 | 10.0 |")
+    assert beauty[6].startswith("| **base**, running target, plain SIDs | 1 | .1000 |  |  | .0000 | 10.0 |")
     assert not any(line.startswith("- vsl") for line in beauty)

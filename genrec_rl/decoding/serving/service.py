@@ -11,6 +11,7 @@ from genrec_rl.decoding.rerank import check_weight, rerank
 from genrec_rl.decoding.serving.counters import Counters
 from genrec_rl.decoding.serving.load import WidthPlan, largest_capacity, level_widths, start, step
 from genrec_rl.decoding.serving.requests import Ask
+from genrec_rl.errors import ConfigError
 from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.types import NO_ITEM, Context
 
@@ -82,7 +83,12 @@ class SearchService:
 
         Measured on this machine as it is now: contexts are searched together twice, and the second time counts. It
         is never so large that the line would be full before the width has come down to the floor.
+
+        Raises:
+            ConfigError: without contexts.
         """
+        if not contexts:
+            raise ConfigError("no validation request to measure the capacity with; set capacity")
         asks = [Ask(context, 1, frozenset(), 0, None) for context in contexts]
         widths = level_widths(self.plan.base, self.recommender.catalog.n_levels, growing=self.growing_widths)
         self._search(asks, widths)
@@ -107,11 +113,8 @@ class SearchService:
         n_levels = self.recommender.catalog.n_levels
         found = self._search(asks, level_widths(self.width, n_levels, growing=self.growing_widths))
         short = [i for i, ask in enumerate(asks) if len(found[i]) < ask.k]
-        if short:
-            need = max(asks[i].k + len(asks[i].excluded) for i in short)
-            again = self._search([asks[i] for i in short], (need,) * n_levels)
-            for i, items in zip(short, again, strict=True):
-                found[i] = items
+        for i in short:  # each by itself: one that excludes much must not widen the others
+            (found[i],) = self._search([asks[i]], (asks[i].k + len(asks[i].excluded),) * n_levels)
         self.counters.add("searches")
         self.counters.add("searched", len(asks))
         self.counters.add("searched_again", len(short))
