@@ -89,6 +89,11 @@ def main(argv: list[str] | None = None, *, recipe_file: str = __file__) -> None:
     from genrec_rl.rl.selection import keep_best
 
     settings, args = parse_recipe([Settings, GRPOSRConfig], recipe_file, argv)
+    if str(args.metric_for_best_model).endswith("_held_out") and not settings.unlabelled_share:
+        raise ConfigError(
+            f"metric_for_best_model {args.metric_for_best_model}: no user is held out without an unlabelled_share "
+            "above 0; raise it, or choose by eval_ndcg@10"
+        )
     checks_reward = args.check_reward and args.policy_term != "none" and args.weight_in_check > 0
     if checks_reward and not args.eval_on_start:
         raise ConfigError("check_reward looks at the evaluation of step 0: set eval_on_start: true, or it to false")

@@ -10,6 +10,7 @@ Watch   http://127.0.0.1:8000/metrics: latency, width, refused requests. Ctrl-C 
         answered first.
 """
 
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,9 +157,26 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{name} is {value}; it must lie in {least}..{most}")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    check_address(settings.host, settings.port)
     app = create_app(build(settings))
     console.print(f"serving {settings.policy_dir} on http://{settings.host}:{settings.port} (Ctrl-C ends it)")
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning")
+
+
+def check_address(host: str, port: int) -> None:
+    """Refuse an address that nobody can listen on, before anything loads.
+
+    Raises:
+        ConfigError: naming it.
+    """
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror}); choose another port or host"
+            ) from None
 
 
 if __name__ == "__main__":

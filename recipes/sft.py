@@ -215,7 +215,11 @@ def main(argv: list[str] | None = None) -> None:
         inputs |= {} if settings.init_from is None else {"policy": settings.init_from}
         finish_stage(args.output_dir, stage="sft", settings=asdict(settings) | args.to_dict(), inputs=inputs,
                      seconds=time.time() - started)  # fmt: skip
-        console.print(f"policy in {args.output_dir}; best validation NDCG@10 {trainer.state.best_metric or 0:.4f}")
+        best = trainer.state.best_metric
+        verdict = (
+            "nothing was validated" if best is None else f"best validation {args.metric_for_best_model} {best:.4f}"
+        )
+        console.print(f"policy in {args.output_dir}; {verdict}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,9 @@ def check_preferences(args: Any) -> None:
         if not 0 < getattr(args, name) < math.inf:
             raise ConfigError(f"{name} is {getattr(args, name)}; it must be a positive number")
     if math.isnan(args.reference_delta):
-        raise ConfigError("reference_delta is nan; it must be a number, or .inf: the reference is never left out")
+        raise ConfigError(
+            "reference_delta is nan; it must be a number, or inf (in YAML .inf): the reference is never left out"
+        )
     _refuse_unread(args, _ONLY_RSPO, readers=("rspo",))
     _refuse_unread(args, ("preference_beta",), readers=PREFERENCE_TERMS)
     if args.z_max != 1 and not args.unified:

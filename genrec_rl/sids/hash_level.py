@@ -81,7 +81,10 @@ class HashLevel:
 
 def _as_text(items: pl.DataFrame, name: str) -> pl.Series:
     if name not in items.columns:
-        raise ConfigError(f"hash_fields: '{name}' is no column of items{nearest(name, items.columns)}")
+        raise ConfigError(
+            f"hash_fields: '{name}' is no column of items{nearest(name, items.columns)}; they have "
+            f"{', '.join(items.columns)}"
+        )
     column, dtype = items[name], items.schema[name]
     inner = dtype.inner if isinstance(dtype, pl.List) else dtype
     is_stable = inner.is_integer() or inner in (pl.String, pl.Boolean) or isinstance(inner, pl.Categorical | pl.Enum)

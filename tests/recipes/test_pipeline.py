@@ -198,6 +198,12 @@ def test_check_of_the_reward_needs_an_evaluation_at_step_0(tmp_path):
         grpo_sr.main(["--eval_on_start", "false", "--output_dir", str(tmp_path / "out")])
 
 
+def test_held_out_users_are_not_chosen_by_where_none_are(tmp_path):
+    words = ["--metric_for_best_model", "eval_ndcg@10_held_out", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(ConfigError, match="no user is held out without an unlabelled_share above 0"):
+        grpo_sr.main(words)
+
+
 @pytest.mark.slow
 def test_a_policy_that_learnt_validation_pages_is_judged_by_test_alone(runs, tmp_path):
     shutil.copytree(runs / "sft", tmp_path / "sft")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -96,6 +97,15 @@ def test_settings_that_cannot_be_served_are_refused_before_weights_load(words, m
 def test_numbers_outside_their_range_are_refused(words, word):
     with pytest.raises(ConfigError, match="must lie in"):
         serve.main([*words, word])
+
+
+def test_a_port_in_use_is_refused_before_anything_loads(words):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            serve.main([*words, f"--port={port}"])
 
 
 @pytest.mark.slow

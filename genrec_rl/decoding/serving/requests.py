@@ -16,6 +16,8 @@ from genrec_rl.types import Context
 ItemId = StrictInt | StrictStr
 Seconds = Annotated[int, Field(strict=True, ge=0, le=253_402_300_799)]  # the year 9999
 DEFAULT_K = 10
+MAX_ECHO = 80
+"""Characters of a request that its refusal repeats."""
 
 
 class RecommendBody(BaseModel):
@@ -64,11 +66,17 @@ class Ask:
     key: Hashable
 
 
+def shortened(value: object) -> str:
+    """Write what a request sent so that an answer never repeats more than a line of it."""
+    text = str(value)
+    return text if len(text) <= MAX_ECHO else f"{text[:MAX_ECHO]}..."
+
+
 class RequestReader:
     """Reads requests against a data set.
 
     Args:
-        dataset: known items and users; of a user, the whole log is read, the test pages too.
+        dataset: known items and users; of a user, all clicks and orders are read, the test pages' too.
         max_k: items that may be asked for.
         max_items: items that a request may name in ``history`` and in ``exclude``.
         settings_key: whatever else an answer depends on, such as the policy's fingerprint; part of each key.
@@ -104,7 +112,7 @@ class RequestReader:
         """
         k = min(DEFAULT_K, self.max_k) if body.k is None else body.k
         if not 1 <= k <= self.max_k:
-            raise BadRequest(f"k is {k}; ask for 1 to {self.max_k} items")
+            raise BadRequest(f"k is {shortened(k)}; ask for 1 to {self.max_k} items")
         if (body.user_id is None) == (body.history is None):
             raise BadRequest("give either user_id or history (item ids, oldest first; [] for a new user)")
         if body.history_times is not None and body.history is None:
@@ -126,7 +134,8 @@ class RequestReader:
         """Return what a user did before the request: everything, unless it is asked at an earlier time."""
         user = str(body.user_id)
         if user not in self._users:
-            raise BadRequest(f"user '{user}' is not in the data; send a history in place of user_id", status=404)
+            told = shortened(user)
+            raise BadRequest(f"user '{told}' is not in the data; send a history in place of user_id", status=404)
         start, end = self._users[user]
         times = self._pages.history_times[start:end]
         asked = body.time if body.time is not None else max(int(self._now()), int(times.max(initial=0)) + 1)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from genrec_rl.data.events import SourceTables
 from genrec_rl.data.pages import DAY
 from genrec_rl.data.store import load_dataset, write_dataset
-from genrec_rl.decoding.serving.requests import BadRequest, RecommendBody, RequestReader
+from genrec_rl.decoding.serving.requests import BadRequest, RecommendBody, RequestReader, shortened
 
 NOW = 100 * DAY + 5
 ITEMS = pl.DataFrame({"item_id": [10, 20, 30, 40], "title": ["a", "b", "c", "d"]})
@@ -152,6 +152,11 @@ def test_unknown_user_is_not_found(reader):
 @pytest.mark.parametrize(
     "body", [{"hist": [1]}, {"history": [True]}, {"history": [1.5]}, {"k": "3"}, {"time": -1}, {"time": 10**12}]
 )
+def test_a_refusal_repeats_a_line_of_the_request_at_most():
+    assert shortened("x" * 80) == "x" * 80
+    assert shortened("x" * 81) == "x" * 80 + "..."
+
+
 def test_wrong_types_and_unknown_keys_are_refused(body):
     with pytest.raises(ValidationError):
         RecommendBody(**body)
