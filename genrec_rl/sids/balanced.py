@@ -16,7 +16,6 @@ auction of at most ``MAX_ROUNDS`` passes over n x CANDIDATES numbers; no n x K t
 Axes: n points, D dimensions, K codes of a level, m candidate codes of a point, h points in codes that are too full.
 """
 
-import warnings
 from collections.abc import Sequence
 from math import ceil
 
@@ -93,18 +92,13 @@ def _balance(
         sums = np.zeros(book.shape, np.float64)
         np.add.at(sums, codes, points)
         book = np.where(counts[:, None] > 0, sums / counts.clip(min=1)[:, None], book).astype(np.float32)
-    codes, prices = auction(points, book, capacity=capacity)
-    over = int((np.bincount(codes, minlength=len(book)) - capacity).clip(min=0).sum())
-    if over:
-        warnings.warn(f"balanced: {over} vectors stay in codes that hold {capacity} already; raise balance_slack",
-                      stacklevel=2)  # fmt: skip
-    return book, prices
+    return book, auction(points, book, capacity=capacity)[1]
 
 
 def auction(
     points: Float32[np.ndarray, "n D"], book: Float32[np.ndarray, "K D"], *, capacity: int
 ) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " K"]]:
-    """Return each point's code, at most ``capacity`` points a code, and the prices that bring it about.
+    """Return each point's code, ``capacity`` points a code at most where rounds suffice, and the prices for it.
 
     Each round every code that is too full raises its price to where just its surplus, the points with the nearest
     way out, would leave. Prices of others rise too, so that no more than the surplus leaves: a code with a price
