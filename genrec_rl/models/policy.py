@@ -9,7 +9,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 from genrec_rl.data.values import ValueBuckets
@@ -201,6 +203,8 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
     config = model.config
     if info["missing_keys"]:
         raise DataError(f"{folder}: weights are missing ({', '.join(sorted(info['missing_keys']))})")
+    if config.n_known_items:
+        _check_known(model.model.item_embedding.known, catalog, where=str(folder))
     vocab = vocab_of(tokenizer, catalog.codebook_sizes)
     grammar = PromptGrammar(**config.grammar)
     digest = grammar.digest(vocab, is_lazy=config.is_lazy)
@@ -215,6 +219,16 @@ def load_policy(path: str | Path, *, catalog: Catalog) -> Policy:
     _check_values(vocab, values, where=str(folder))
     prompts = PromptEncoder(grammar, vocab, catalog.codes, is_lazy=config.is_lazy)
     return Policy(model, tokenizer, vocab, prompts, values)
+
+
+def _check_known(known_N: Int[Tensor, " N"], catalog: Catalog, *, where: str) -> None:
+    """Refuse a policy whose item vectors belong to no items of the catalogue, and would never be read."""
+    n_foreign = int((~torch.isin(known_N.cpu(), torch.from_numpy(pack_sids(catalog.codes)))).sum())
+    if n_foreign:
+        raise DataError(
+            f"{where}: {n_foreign} of its {len(known_N)} item vectors are of no SID of the catalogue, as when all "
+            "tensors were converted to another precision (item_embedding.known holds whole numbers); copy it again"
+        )
 
 
 def _check_values(vocab: SidVocab, values: ValueBuckets | None, *, where: str) -> None:

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -145,6 +146,17 @@ def test_other_prompt_grammar_is_refused(policy, catalog, tmp_path):
     config["grammar"]["separator"] = "none"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="prompt grammar"):
+        load_policy(tmp_path, catalog=catalog)
+
+
+def test_item_vectors_whose_sids_were_rounded_are_refused(catalog, tmp_path):
+    policy = create_policy(catalog, grammar=PromptGrammar(), backbone=BackboneSize(16, 1, 2, 16), item_embedding=True)
+    policy.save_pretrained(tmp_path)
+    load_policy(tmp_path, catalog=catalog)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.item_embedding.known"] = weights["model.item_embedding.known"].half().float()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DataError, match="item vectors are of no SID of the catalogue"):
         load_policy(tmp_path, catalog=catalog)
 
 
