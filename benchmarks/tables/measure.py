@@ -65,8 +65,7 @@ class Requests:
         """Return which requests are of each stratum, leaving out divisions of which one side is empty.
 
         By the newest history item's day, which is the request's own or an earlier one; by how many items are
-        positive; and by whether the user's validation request was an
-        unlabelled prompt of RL.
+        positive; and by whether the user's validation request was an unlabelled prompt of RL.
         """
         has_several = np.array([len(positives) > 1 for positives in self.positives])
         divisions = [("/same_day", "/new_day", self.is_same_day), ("/several", "/one", has_several)]

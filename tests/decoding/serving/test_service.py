@@ -63,6 +63,27 @@ def test_capacity_is_so_small_that_a_full_line_is_searched_at_the_floor(policy, 
     assert service.answer([ask()], 8)[0].width == 3
 
 
+def test_capacity_is_not_measured_without_requests(policy, catalog):
+    with pytest.raises(ConfigError, match="set capacity"):
+        make_service(policy, catalog).fit_capacity([], within_s=1.0, max_queue=8)
+
+
+def test_a_request_that_excludes_much_widens_no_other(policy, catalog, monkeypatch):
+    service, searched = make_service(policy, catalog), []
+    best = [set(rows(answer)) for answer in service.answer([ask((5,)), ask((0,))], 100)]
+    heavy = ask((5,), excluded=best[0] | set(range(6)))
+    light = ask((0,), excluded=best[1])
+    propose = service.recommender.propose
+
+    def watched(contexts, *, widths, constrained):
+        searched.append((len(contexts), widths[-1]))
+        return propose(contexts, widths=widths, constrained=constrained)
+
+    monkeypatch.setattr(service.recommender, "propose", watched)
+    service.answer([heavy, light], 100)
+    assert searched == [(2, 3), (1, 3 + len(heavy.excluded)), (1, 6)]
+
+
 def test_a_batch_gets_the_answers_of_requests_alone_in_their_order(policy, catalog):
     asks = [ask((5,), 2), ask((0, 4, 7, 3, 2), 3), ask((), 1)]
     together = make_service(policy, catalog).answer(asks, 3)
