@@ -62,6 +62,8 @@ TITLES = {"synthetic": "Simulated market", "beauty": "Amazon Beauty, pages"}
 MINUTES = {"synthetic": 2.0, "beauty": 15.0}
 BEAMS, FAST_BEAMS = 64, 512
 """Of accuracy, and of speed."""
+TIMED = "speed_"
+"""Begins the names of cells that nothing may run beside."""
 
 
 @dataclass
@@ -72,13 +74,16 @@ class Settings:
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     timed_requests: int = field(default=32, metadata={"help": "test requests that are timed at 512 beams"})
+    jobs: int = field(default=1, metadata={"help": "cells at a time; speed is timed with nothing beside it"})
     report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
 
 
 def main() -> None:
     settings = parse(Settings)
     if not settings.report:
-        work_off([cell for seed in settings.seeds for cell in cells_of(settings, seed).values()])
+        cells = [item for seed in settings.seeds for item in cells_of(settings, seed).items()]
+        work_off([cell for name, cell in cells if not name.startswith(TIMED)], jobs=settings.jobs)
+        work_off([cell for name, cell in cells if name.startswith(TIMED)])
     report(settings)
 
 
@@ -94,27 +99,33 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
         folder, words = root / f"sids_{kind}", sid_words(settings, kind)
         run = partial(build_sids, settings, words)
         made_with = facts | {"words": words, "recipe": recipe_yaml("recipes/build_sids.py")}
-        cells[f"sids_{kind}"] = Cell(f"{kind} SIDs", folder, made_with, run, minutes / 2)
+        needs = (cells["data"].folder,)
+        cells[f"sids_{kind}"] = Cell(f"{kind} SIDs", folder, made_with, run, minutes / 2, needs)
 
-    def seeded(name: str, facts: dict[str, Any], run: Any, minutes: float) -> None:
-        folder = root / name / f"seed{seed}"
-        cells[name] = Cell(f"{name}, seed {seed}", folder, facts, run, minutes)
+    def seeded(name: str, facts: dict[str, Any], run: Any, minutes: float, *needs: str) -> None:
+        folder, of = root / name / f"seed{seed}", tuple(cells[x].folder for x in needs)
+        cells[name] = Cell(f"{name}, seed {seed}", folder, facts, run, minutes, of)
 
     for name, spec in POLICIES.items():
         if isinstance(spec, Aligned) and "reward" not in cells:
             made_with = {"policy": cells[f"policy_{spec.start}"].key, "words": REWARD_WORDS[settings.data]}
             made_with |= {"priced": settings.data in PRICED, "recipe": recipe_yaml("recipes/train_xgb.py")}
-            seeded("reward", made_with, partial(train_reward, settings, spec, seed), minutes / 2)
+            run = partial(train_reward, settings, spec, seed)
+            seeded("reward", made_with, run, minutes / 2, f"policy_{spec.start}")
         made_with = {"sids": cells[f"sids_{spec.sids}"].key, "arguments": spec.arguments, "script": spec.script}
         made_with |= {"config": config_of(settings, spec).read_text(), "recipe": recipe_yaml(spec.script)}
+        needs = (f"sids_{spec.sids}",)
         if isinstance(spec, Aligned):
             made_with |= {"start": cells[f"policy_{spec.start}"].key, "reward": cells["reward"].key}
-        seeded(f"policy_{name}", made_with, partial(train, settings, spec, seed), minutes)
+            needs = (f"policy_{spec.start}", "reward")
+        seeded(f"policy_{name}", made_with, partial(train, settings, spec, seed), minutes, *needs)
     for row in ROWS:
-        made_with = {"policy": cells[f"policy_{row.policy}"].key, "grows": row.grows}
-        seeded(row.name, made_with | {"beams": BEAMS}, partial(answer, settings, row, seed), minutes / 4)
+        policy = f"policy_{row.policy}"
+        made_with = {"policy": cells[policy].key, "grows": row.grows}
+        run = partial(answer, settings, row, seed)
+        seeded(row.name, made_with | {"beams": BEAMS}, run, minutes / 4, policy)
         made_with |= {"beams": FAST_BEAMS, "n": settings.timed_requests}
-        seeded(f"speed_{row.name}", made_with, partial(time_row, settings, row, seed), minutes / 20)
+        seeded(f"{TIMED}{row.name}", made_with, partial(time_row, settings, row, seed), minutes / 20, policy)
     return cells
 
 
@@ -317,7 +328,7 @@ def measured(settings: Settings) -> tuple[dict[str, dict[str, list[float]]], dic
         cells = cells_of(settings, seed)
         for name in [row.name for row in ROWS if cells[row.name].record() is not None]:
             columns.setdefault(name, {})[seed] = read_columns(cells[name].folder)
-            if (timed := cells[f"speed_{name}"]).record() is not None:
+            if (timed := cells[f"{TIMED}{name}"]).record() is not None:
                 speed = json.loads((timed.folder / "speed.json").read_text())
                 speeds.setdefault(name, []).append(speed["requests_per_s"])
     if not columns:
