@@ -195,8 +195,6 @@ def choose_systems(settings: Settings) -> list[SystemSpec]:
             raise ConfigError(
                 f"{name} is asked under {', '.join(known[name].protocols)} alone; add one to --protocols"
             )
-    if settings.jobs < 1:
-        raise ConfigError(f"jobs {settings.jobs} must be at least 1, for one cell at a time")
     if settings.beams < MIN_BEAMS:
         raise ConfigError(f"beams {settings.beams} must be at least {MIN_BEAMS}, for HR@50 and HaR@50; raise it")
     wanted = {*settings.systems, *(known[name].of for name in settings.systems)} if settings.systems else {*known}

@@ -75,6 +75,7 @@ class Settings:
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and LETTER's SIDs"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     arms: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
+    jobs: int = field(default=1, metadata={"help": "cells at a time"})
     report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
 
 
@@ -94,11 +95,13 @@ def main() -> None:
         if name not in ARMS:
             raise ConfigError(f"no arm '{name}' among {', '.join(ARMS)}{nearest(name, ARMS)}")
     if not settings.report:
-        for seed in settings.seeds:
-            cells = seed_cells(settings, seed)
-            chosen = [cells.arms[name] for name in settings.arms or ARMS]
-            work_off([*cells.sft, cells.reward, cells.gold, *chosen])
+        work_off([cell for seed in settings.seeds for cell in chosen_cells(settings, seed)], jobs=settings.jobs)
     report(settings)
+
+
+def chosen_cells(settings: Settings, seed: int) -> list[Cell]:
+    cells = seed_cells(settings, seed)
+    return [*cells.sft, cells.reward, cells.gold, *(cells.arms[name] for name in settings.arms or ARMS)]
 
 
 def seed_cells(settings: Settings, seed: int) -> SeedCells:
@@ -125,9 +128,10 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     sim = (facts, partial(train, "recipes/train_reward.py", stages))
     made_by = {"recipes/train_xgb.py": trees, "recipes/train_reward.py": sim}
     reward, gold = (
-        Cell(f"{name}, seed {seed}", root / name / f"seed{seed}", *made_by[judges(settings)[name][0]], MINUTES[name])
+        Cell(f"{name}, seed {seed}", root / name / f"seed{seed}", *made_by[judges(settings)[name][0]], MINUTES[name],
+             (sft.folder,))
         for name in ("reward", "gold")
-    )
+    )  # fmt: skip
     config = HERE / f"{settings.data}.yaml"
     arms = {}
     for arm in ARMS.values():
@@ -139,7 +143,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
                       ["--config", str(config), *stages, *requests], continues_page=continues_page)  # fmt: skip
         folder = root / arm.name / f"seed{seed}"
-        arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"])
+        needs = (reward.folder, gold.folder)
+        arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"], needs)
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
 
 

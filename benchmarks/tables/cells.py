@@ -19,6 +19,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from genrec_rl.errors import ConfigError
 from genrec_rl.tracking import console, source_commit
 
 CELL_FILE, BEGUN_FILE, LOG_FILE = "cell.json", "begun.txt", "log.txt"
@@ -56,7 +57,12 @@ def work_off(cells: Sequence[Cell], *, jobs: int = 1) -> None:
     The estimate is each cell's own guess, corrected by how long the finished ones took against theirs. Cells stand
     in an order in which each comes after what it needs; ``jobs`` of them run at a time. One that is named twice (the
     data of every seed) is done once.
+
+    Raises:
+        ConfigError: ``jobs`` is below 1.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs {jobs} must be at least 1, for one cell at a time")
     cells = [*{cell.folder: cell for cell in cells}.values()]
     records = [cell.record() for cell in cells]
     todo = [cell for cell, record in zip(cells, records, strict=True) if record is None]

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 
 from benchmarks.tables.cells import CELL_FILE, Cell, work_off
+from genrec_rl.errors import ConfigError
 
 
 def make_cell(folder, done: list[str], name="a", *, fails=False, **facts) -> Cell:
@@ -92,3 +93,8 @@ def test_side_by_side_a_failure_is_raised_and_the_others_are_kept(tmp_path):
         work_off([good, bad], jobs=2)
     assert good.record() is not None
     assert bad.record() is None
+
+
+def test_no_cells_at_a_time_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="jobs 0 must be at least 1"):
+        work_off([make_cell(tmp_path, [])], jobs=0)

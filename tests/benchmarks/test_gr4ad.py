@@ -21,6 +21,17 @@ def test_each_policy_is_made_after_what_it_is_made_of():
         assert f"policy_{row.policy}" in order[: order.index(row.name)]
 
 
+def test_side_by_side_each_cell_waits_for_what_it_reads():
+    cells = cells_of(Settings(), 0)
+    waits = {name: {other for other in cells if cells[other].folder in cell.needs} for name, cell in cells.items()}
+    assert waits["policy_base"] == {"sids_plain"}
+    assert waits["reward"] == {"policy_vsl"}
+    assert waits["policy_lazy_unified"] == {"policy_lazy", "reward"}
+    assert waits["dynamic"] == waits["speed_dynamic"] == {"policy_unified"}
+    order = [*cells]
+    assert all(order.index(other) < order.index(name) for name, others in waits.items() for other in others)
+
+
 def test_pairs_are_of_rows():
     names = {row.name for row in ROWS}
     assert {name for pair in PAIRS for name in pair} <= names

@@ -27,6 +27,13 @@ def test_pairs_are_of_arms():
     assert {name for pair in PAIRS for name in pair} == set(ARMS)
 
 
+def test_side_by_side_an_arm_waits_for_both_judges_and_they_for_the_policy():
+    cells = seed_cells(Settings(data="beauty"), 0)
+    assert all(arm.needs == (cells.reward.folder, cells.gold.folder) for arm in cells.arms.values())
+    assert cells.reward.needs == cells.gold.needs == (cells.sft[-1].folder,)
+    assert cells.sft[1].folder in cells.sft[-1].needs
+
+
 def test_what_an_arm_starts_from_and_is_rewarded_by_is_in_its_key():
     def key(**settings):
         return seed_cells(Settings(**settings), 0).arms["grpo_sr"].key
