@@ -32,7 +32,7 @@ from benchmarks.paper_tables import RESULTS, run_script
 from benchmarks.rl.arms import held_out_by
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, summarise, write_columns
-from benchmarks.tables.report import as_dict, as_result, cell
+from benchmarks.tables.report import as_dict, as_result, cell, differences, pair_title
 from benchmarks.tables.systems import TREES
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender
@@ -370,9 +370,8 @@ def table_lines(result: Mapping[str, Any], rows: Sequence[Row], prefix: str) -> 
         lines.append(f"| {' | '.join([f'**{row.name}**, {row.title}', n_seeds, *numbers, speed, row.paper])} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, of in result["paired"].items():
-        told = {metric: of[prefix + metric] for metric in SHOWN if prefix + metric in of}
-        found = [f"{m} {x['diff']:+.4f} [{x['lo']:+.4f}, {x['hi']:+.4f}]" for m, x in told.items()]
-        lines += [f"- {key.replace('-', ' - ')}: {'; '.join(found)}"] if found else []
+        found = differences(of, SHOWN, prefix=prefix)
+        lines += [f"- {pair_title(key)}: {found}"] if found else []
     return lines
 
 

@@ -30,7 +30,7 @@ from benchmarks.harness import parse
 from benchmarks.paper_tables import RESULTS
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, summarise, write_columns
-from benchmarks.tables.report import as_result, number
+from benchmarks.tables.report import as_result, differences, number, pair_title
 from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.serving.load import level_widths
@@ -198,9 +198,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
         of_goal = [f"{goal['times_faster']:.2f}", str(goal["must"]), f"{goal['lost']:+.1%}"] if goal else [""] * 3
         lines.append(f"| **{way}** | {' | '.join([*told, *of_goal])} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
-    for key, of in result["paired"].items():
-        told = [f"{m} {of[m]['diff']:+.4f} [{of[m]['lo']:+.4f}, {of[m]['hi']:+.4f}]" for m in SHOWN]
-        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(told)}")
+    lines += [f"- {pair_title(key)}: {differences(of, SHOWN)}" for key, of in result["paired"].items()]
     return "\n".join(lines) + "\n"
 
 

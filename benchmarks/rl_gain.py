@@ -35,7 +35,7 @@ from benchmarks.rl.arms import ARMS, DRAWN, GAINS, OF_LISTS, PAIRS, SHOWN, SIGNS
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, shared_seeds, summarise, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.report import as_dict, as_result, cell, number
+from benchmarks.tables.report import as_dict, as_result, cell, difference, differences, number, pair_title
 from benchmarks.tables.systems import TABLE_1, TREES
 from genrec_rl.config import nearest
 from genrec_rl.data.store import load_dataset
@@ -304,29 +304,22 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             lines.append(f"| *{arm.title}, the paper's Table 3 (its own data)* | | {' | '.join(cells)} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, row in result["paired"].items():
-        cells = [f"{metric} {difference(row[metric])}" for metric in of_requests if metric in row]
         seeds = result["paired_seeds"][key]
-        lines.append(f"- {key.replace('-', ' - ')} ({seeds} seed{'s' * (seeds > 1)}): {'; '.join(cells)}")
+        lines.append(f"- {pair_title(key)} ({seeds} seed{'s' * (seeds > 1)}): {differences(row, of_requests)}")
     lines += ["", "NDCG@10 of each seed:", ""]
     for key, seeds in result["paired_by_seed"].items():
-        lines.append(
-            f"- {key.replace('-', ' - ')}: {'; '.join(f'{seed}: {difference(x)}' for seed, x in seeds.items())}"
-        )
+        lines.append(f"- {pair_title(key)}: {'; '.join(f'{seed}: {difference(x)}' for seed, x in seeds.items())}")
     lines += ["", "NDCG@10 by stratum: the newest item is of the request's own day or of an earlier one; the user's "
               "validation request was an unlabelled prompt or (held out) was not:", ""]  # fmt: skip
     for key in [key for key in result["paired_by_seed"] if key in result["paired"]]:
         of = {name: result["paired"][key].get(f"NDCG@10/{name}") for name in STRATA}
-        lines.append(f"- {key.replace('-', ' - ')}: {'; '.join(f'{n} {difference(x)}' for n, x in of.items() if x)}")
+        lines.append(f"- {pair_title(key)}: {'; '.join(f'{n} {difference(x)}' for n, x in of.items() if x)}")
     lines += ["", "Signs of the paper's Table 3, and what was found:", ""]
     for (a, b), metric, sign in SIGNS:
         row = result["paired"].get(f"{a}{PAIR}{b}", {})
         if metric in row:
             lines.append(f"- {a} - {b}, {metric}: the paper {sign}, here {difference(row[metric])}")
     return "\n".join(lines) + "\n"
-
-
-def difference(of: Mapping[str, float]) -> str:
-    return f"{of['diff']:+.4f} [{of['lo']:+.4f}, {of['hi']:+.4f}]"
 
 
 def draw(done: Mapping[str, Mapping[int, Path]], file: Path) -> None:

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from benchmarks.tables.measure import Answers, Columns, Requests, measure, pair, summarise
 from benchmarks.tables.protocols import PROTOCOLS, PUBLISHED, Protocol
 from benchmarks.tables.systems import PAIRS, SystemSpec
+from genrec_rl.evaluation.evaluate import PAIR
 from genrec_rl.tracking import source_commit
 from genrec_rl.types import Interval
 
@@ -159,10 +160,22 @@ def paired_lines(paired: Mapping[str, Mapping[str, Mapping[str, float]]], asked:
     """Write the differences on the same users, one line a pair."""
     lines = []
     for key, row in paired.items():
-        cells = [(name, row.get(asked.prefix + name)) for name in asked.paired]
-        found = [f"{name} {c['diff']:+.4f} [{c['lo']:+.4f}, {c['hi']:+.4f}]" for name, c in cells if c]
-        lines += [f"- {key.replace('-', ' - ')}: {'; '.join(found)}"] if found else []
+        found = differences(row, asked.paired, prefix=asked.prefix)
+        lines += [f"- {pair_title(key)}: {found}"] if found else []
     return lines
+
+
+def pair_title(key: str) -> str:
+    return key.replace(PAIR, f" {PAIR} ")
+
+
+def differences(row: Mapping[str, Mapping[str, float]], metrics: Sequence[str], *, prefix: str = "") -> str:
+    """Write a pair's differences of those metrics that it has, whose names begin with ``prefix`` in the row."""
+    return "; ".join(f"{name} {difference(row[prefix + name])}" for name in metrics if prefix + name in row)
+
+
+def difference(of: Mapping[str, float]) -> str:
+    return f"{of['diff']:+.4f} [{of['lo']:+.4f}, {of['hi']:+.4f}]"
 
 
 def draw(result: Result, specs: Sequence[SystemSpec], asked: Protocol, file: Path) -> None:
