@@ -27,8 +27,11 @@ from genrec_rl.tracking import (
 )
 
 if TYPE_CHECKING:
+    from genrec_rl.data.store import Dataset
     from genrec_rl.data.values import ValueBuckets
     from genrec_rl.models.policy import Policy
+    from genrec_rl.sft.packing import Packed
+    from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
     from genrec_rl.sids.catalog import Catalog
 
 
@@ -114,6 +117,78 @@ class Settings:
     wandb_group: str | None = field(default=None, metadata={"help": "W&B group"})
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What the earlier stages left, and what of it is taught to which policy."""
+
+    dataset: "Dataset"
+    catalog: "Catalog"
+    policy: "Policy"
+    rows: "Packed"
+
+
+def main(argv: list[str] | None = None) -> None:
+    from genrec_rl.models.lora import merge_lora
+    from genrec_rl.sft.trainer import PageSFTConfig
+
+    settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
+    if settings.learn_valid and args.load_best_model_at_end:
+        raise ConfigError("learn_valid teaches the pages that would choose; set load_best_model_at_end: false")
+    if settings.n_value_buckets > 0 and args.value_coef == 0:
+        raise ConfigError("value_coef 0 teaches no value token; raise it, or set n_value_buckets: 0")
+    started = time.time()
+    inputs = load_inputs(settings, args)
+    with Tracker(
+        args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
+        project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
+    ) as tracker:  # fmt: skip
+        trainer = make_trainer(settings, args, inputs, tracker)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    merge_lora(trainer.model)
+    if is_main_process():
+        inputs.policy.save_pretrained(args.output_dir)
+        made_from = {"data": settings.data_dir, "sids": settings.sid_dir}
+        made_from |= {} if settings.init_from is None else {"policy": settings.init_from}
+        finish_stage(args.output_dir, stage="sft", settings=asdict(settings) | args.to_dict(), inputs=made_from,
+                     seconds=time.time() - started)  # fmt: skip
+        best = trainer.state.best_metric
+        verdict = (
+            "nothing was validated" if best is None else f"best validation {args.metric_for_best_model} {best:.4f}"
+        )
+        console.print(f"policy in {args.output_dir}; {verdict}")
+
+
+def load_inputs(settings: Settings, args: "PageSFTConfig") -> Inputs:
+    """Load the data and the catalogue, make the policy, and pack what it learns."""
+    from genrec_rl.data.store import load_dataset
+    from genrec_rl.sft.packing import pack
+    from genrec_rl.sft.worth import WeightPlan, training_buckets
+    from genrec_rl.sids.catalog import Catalog
+
+    weights = WeightPlan(settings.value_user_weight, tuple(settings.action_weights), settings.value_weight_clip)
+    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
+    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
+                            made_from={"data": settings.data_dir})  # fmt: skip
+    catalog = Catalog.load(sid_dir)
+    catalog.check_items(dataset.items_fingerprint)
+    values = training_buckets(dataset, n_buckets=settings.n_value_buckets)
+    policy = make_policy(settings, catalog, values=values, seed=args.seed)
+    rows = pack(
+        dataset,
+        policy,
+        catalog,
+        packing=settings.packing_pages,
+        target=settings.target,
+        max_items=settings.max_page_items,
+        max_exposed=settings.max_exposed,
+        history_dropout=settings.history_dropout,
+        learn_valid=settings.learn_valid,
+        teaches_value=values is not None and args.value_coef > 0,
+        weights=weights,
+    )
+    return Inputs(dataset, catalog, policy, rows)
+
+
 def make_policy(settings: Settings, catalog: "Catalog", *, values: "ValueBuckets | None", seed: int) -> "Policy":
     """Return the policy to train: new, or with the weights of a finished one."""
     from genrec_rl.models.conversion import start_from
@@ -144,82 +219,34 @@ def make_policy(settings: Settings, catalog: "Catalog", *, values: "ValueBuckets
     return policy
 
 
-def main(argv: list[str] | None = None) -> None:
-    from genrec_rl.data.store import load_dataset
+def make_trainer(settings: Settings, args: "PageSFTConfig", inputs: Inputs, tracker: Tracker) -> "PageSFTTrainer":
+    """Put the trainer together, with what it validates by and what it logs."""
     from genrec_rl.decoding.recommender import BeamRecommender
     from genrec_rl.decoding.validation import Validation
-    from genrec_rl.models.lora import lora_config, merge_lora
+    from genrec_rl.models.lora import lora_config
     from genrec_rl.sft.callbacks import TrackerCallback, use_progress_bar
-    from genrec_rl.sft.packing import pack
-    from genrec_rl.sft.trainer import PageSFTConfig, PageSFTTrainer
-    from genrec_rl.sft.worth import WeightPlan, training_buckets
-    from genrec_rl.sids.catalog import Catalog
+    from genrec_rl.sft.trainer import PageSFTTrainer
 
-    settings, args = parse_recipe([Settings, PageSFTConfig], __file__, argv)
-    if settings.learn_valid and args.load_best_model_at_end:
-        raise ConfigError("learn_valid teaches the pages that would choose; set load_best_model_at_end: false")
-    if settings.n_value_buckets > 0 and args.value_coef == 0:
-        raise ConfigError("value_coef 0 teaches no value token; raise it, or set n_value_buckets: 0")
-    weights = WeightPlan(settings.value_user_weight, tuple(settings.action_weights), settings.value_weight_clip)
-    started = time.time()
-    dataset = load_dataset(require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py"))
-    sid_dir = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py",
-                            made_from={"data": settings.data_dir})  # fmt: skip
-    catalog = Catalog.load(sid_dir)
-    catalog.check_items(dataset.items_fingerprint)
-    values = training_buckets(dataset, n_buckets=settings.n_value_buckets)
-    policy = make_policy(settings, catalog, values=values, seed=args.seed)
-    valid = dataset.examples("valid", max_history=settings.max_history)
-    rows = pack(
-        dataset,
-        policy,
-        catalog,
-        packing=settings.packing_pages,
-        target=settings.target,
-        max_items=settings.max_page_items,
-        max_exposed=settings.max_exposed,
-        history_dropout=settings.history_dropout,
-        learn_valid=settings.learn_valid,
-        teaches_value=values is not None and args.value_coef > 0,
-        weights=weights,
+    policy, network = inputs.policy, inputs.policy.model.config
+    trainer = PageSFTTrainer(
+        model=policy.model,
+        args=args,
+        train_dataset=inputs.rows.train,
+        eval_dataset=inputs.rows.valid,
+        data_collator=inputs.rows.collator,
+        processing_class=policy.tokenizer,
+        peft_config=lora_config(settings.lora, is_tied=network.tie_word_embeddings, is_lazy=network.is_lazy),
+        callbacks=[TrackerCallback(tracker)],
+        value_tokens=policy.vocab.value_tokens,
+        validation=Validation(
+            inputs.dataset.examples("valid", max_history=settings.max_history),
+            BeamRecommender(policy, catalog=inputs.catalog, continue_page=settings.continue_page),
+            beams=settings.eval_beams,
+            measure_hallucination=settings.eval_hallucination and settings.softmax == "vocabulary",
+        ),
     )
-    with Tracker(
-        args.output_dir, job_type="sft", config=asdict(settings) | args.to_dict(), enabled=is_main_process(),
-        project=settings.wandb_project, group=settings.wandb_group, resume=bool(args.resume_from_checkpoint),
-    ) as tracker:  # fmt: skip
-        trainer = PageSFTTrainer(
-            model=policy.model,
-            args=args,
-            train_dataset=rows.train,
-            eval_dataset=rows.valid,
-            data_collator=rows.collator,
-            processing_class=policy.tokenizer,
-            peft_config=lora_config(
-                settings.lora, is_tied=policy.model.config.tie_word_embeddings, is_lazy=policy.model.config.is_lazy
-            ),
-            callbacks=[TrackerCallback(tracker)],
-            value_tokens=policy.vocab.value_tokens,
-            validation=Validation(
-                valid,
-                BeamRecommender(policy, catalog=catalog, continue_page=settings.continue_page),
-                beams=settings.eval_beams,
-                measure_hallucination=settings.eval_hallucination and settings.softmax == "vocabulary",
-            ),
-        )
-        use_progress_bar(trainer, ["loss", "eval_loss", "eval_ndcg@10", "eval_hr@10", "eval_har@10"])
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    merge_lora(trainer.model)
-    if is_main_process():
-        policy.save_pretrained(args.output_dir)
-        inputs = {"data": settings.data_dir, "sids": settings.sid_dir}
-        inputs |= {} if settings.init_from is None else {"policy": settings.init_from}
-        finish_stage(args.output_dir, stage="sft", settings=asdict(settings) | args.to_dict(), inputs=inputs,
-                     seconds=time.time() - started)  # fmt: skip
-        best = trainer.state.best_metric
-        verdict = (
-            "nothing was validated" if best is None else f"best validation {args.metric_for_best_model} {best:.4f}"
-        )
-        console.print(f"policy in {args.output_dir}; {verdict}")
+    use_progress_bar(trainer, ["loss", "eval_loss", "eval_ndcg@10", "eval_hr@10", "eval_har@10"])
+    return trainer
 
 
 if __name__ == "__main__":

@@ -104,29 +104,15 @@ def create_policy(
         seed: of the new weights.
     """
     torch.manual_seed(seed)
-    if softmax not in get_args(Softmax):
-        raise ConfigError(f"softmax '{softmax}' is not one of {', '.join(get_args(Softmax))}")
-    if item_embedding and not grammar.merge:
-        raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
-    if values is not None and lazy_layers is not None:
-        raise ConfigError(
-            "lazy_layers leave no place for the token of a value behind an item: set n_value_buckets 0 (values may "
-            "still weigh answers), or lazy_layers 0"
-        )
+    _check_choices(softmax, owns_vectors=item_embedding, merges=grammar.merge, values=values, lazy_layers=lazy_layers)
     packed = torch.from_numpy(np.unique(pack_sids(catalog.codes)))
     tells_days, n_values = grammar.separator == "day", 0 if values is None else len(values)
+    tokenizer: PreTrainedTokenizerBase
     if isinstance(backbone, BackboneSize):
-        tokenizer: PreTrainedTokenizerBase = build_tokenizer(
-            catalog.codebook_sizes, tells_days=tells_days, n_values=n_values
-        )
+        tokenizer = build_tokenizer(catalog.codebook_sizes, tells_days=tells_days, n_values=n_values)
         base = backbone.config()
     else:
-        if scale_embeddings:
-            raise ConfigError(
-                f"scale_embeddings with backbone '{backbone}': a checkpoint's input vectors have their scale; set it "
-                "to false"
-            )
-        base, tokenizer = _read_backbone(backbone)
+        base, tokenizer = _read_backbone(backbone, scales=scale_embeddings)
         extend_tokenizer(tokenizer, catalog.codebook_sizes, tells_days=tells_days, n_values=n_values)
     check_lazy_layers(lazy_layers, n_layers=base.num_hidden_layers, n_levels=len(catalog.codebook_sizes))
     is_lazy = lazy_layers is not None
@@ -144,20 +130,45 @@ def create_policy(
         | ({} if values is None else {"value_edges": list(values.edges), "value_means": list(values.means)})
         | {"pad_token_id": vocab.pad_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
     )
-    if isinstance(backbone, BackboneSize):
-        config.vocab_size = len(tokenizer)
-        model = GenRecQwen2ForCausalLM(config)
-    else:
-        model = GenRecQwen2ForCausalLM.from_pretrained(backbone, config=config, dtype=torch.float32)
-        if len(tokenizer) > model.config.vocab_size:
-            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    model = _make_network(config, backbone, n_tokens=len(tokenizer))
     if item_embedding:
         model.model.item_embedding.know(packed)
     prompts = PromptEncoder(grammar, vocab, catalog.codes, is_lazy=is_lazy)
     return Policy(model, tokenizer, vocab, prompts, values)
 
 
-def _read_backbone(path: str | Path) -> tuple[Qwen2Config, PreTrainedTokenizerBase]:
+def _check_choices(
+    softmax: str, *, owns_vectors: bool, merges: bool, values: ValueBuckets | None, lazy_layers: int | None
+) -> None:
+    if softmax not in get_args(Softmax):
+        raise ConfigError(f"softmax '{softmax}' is not one of {', '.join(get_args(Softmax))}")
+    if owns_vectors and not merges:
+        raise ConfigError("item_embedding stands beside an item's merged vector: it needs merge: true")
+    if values is not None and lazy_layers is not None:
+        raise ConfigError(
+            "lazy_layers leave no place for the token of a value behind an item: set n_value_buckets 0 (values may "
+            "still weigh answers), or lazy_layers 0"
+        )
+
+
+def _make_network(
+    config: GenRecQwen2Config, backbone: str | Path | BackboneSize, *, n_tokens: int
+) -> GenRecQwen2ForCausalLM:
+    """Return a network of a size with new weights, or a checkpoint's with more rows where tokens were added."""
+    if isinstance(backbone, BackboneSize):
+        config.vocab_size = n_tokens
+        return GenRecQwen2ForCausalLM(config)
+    model = GenRecQwen2ForCausalLM.from_pretrained(backbone, config=config, dtype=torch.float32)
+    if n_tokens > model.config.vocab_size:
+        model.resize_token_embeddings(n_tokens, pad_to_multiple_of=64)
+    return model
+
+
+def _read_backbone(path: str | Path, *, scales: bool) -> tuple[Qwen2Config, PreTrainedTokenizerBase]:
+    if scales:
+        raise ConfigError(
+            f"scale_embeddings with backbone '{path}': a checkpoint's input vectors have their scale; set it to false"
+        )
     if not (Path(path) / "config.json").is_file():
         raise ConfigError(f"backbone '{path}' has no config.json; name the folder of a Qwen2 checkpoint")
     base = Qwen2Config.from_pretrained(path)
