@@ -89,11 +89,13 @@ def cells_of(settings: Settings, seed: int) -> dict[str, Cell]:
         facts = {"sids": made["sids_ua"].key, "arguments": spec.arguments, "config": config}
         facts |= {"script": spec.script, "recipe": gr4ad.recipe_yaml(spec.script)}
         run = partial(gr4ad.train, of_gr4ad, spec, seed)
-        cells[f"policy_{name}"] = Cell(f"{name}, seed {seed}", folder_of(f"deep_{name}", seed), facts, run, 25.0)
+        folder, needs = folder_of(f"deep_{name}", seed), (made["sids_ua"].folder,)
+        cells[f"policy_{name}"] = Cell(f"{name}, seed {seed}", folder, facts, run, 25.0, needs)
     for way, (name, widths) in WAYS.items():
         facts = {"policy": cells[f"policy_{name}"].key, "widths": widths}
         run = partial(answer, way, seed)
-        cells[way] = Cell(f"{way}, seed {seed}", folder_of(f"asked_{way}", seed), facts, run, 20.0)
+        needs = (cells[f"policy_{name}"].folder,)
+        cells[way] = Cell(f"{way}, seed {seed}", folder_of(f"asked_{way}", seed), facts, run, 20.0, needs)
     return cells
 
 

@@ -1,18 +1,23 @@
 """The work behind a table, cut into cells: each is done once, and a run that was killed goes on where it stopped.
 
 A cell's folder holds ``cell.json`` when it is done: what it was made with, how long it took, and of which commit.
-Several can be worked off side by side, each in a process of its own, which then prints into the folder's ``log.txt``.
+Several can be worked off side by side, each in a process of its own, which then prints into the folder's ``log.txt``
+(on a CPU set OMP_NUM_THREADS=1, so that they do not take each other's cores).
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,7 @@ CELL_FILE, BEGUN_FILE, LOG_FILE = "cell.json", "begun.txt", "log.txt"
 class Cell:
     """A piece of work: ``run(folder)`` does it; ``facts`` say what with, so that other settings do it again.
 
-    ``needs`` are the folders of cells that must be done before.
+    ``needs`` are the folders of cells that must be done before, and with them what those need.
     """
 
     name: str
@@ -54,12 +59,12 @@ class Cell:
 def work_off(cells: Sequence[Cell], *, jobs: int = 1) -> None:
     """Do all cells that are not done, with a bar that says what runs and how long the rest will take.
 
-    The estimate is each cell's own guess, corrected by how long the finished ones took against theirs. Cells stand
-    in an order in which each comes after what it needs; ``jobs`` of them run at a time. One that is named twice (the
-    data of every seed) is done once.
+    The estimate is each cell's own guess, corrected by how long the finished ones took against theirs, as if none
+    waited for another. Cells stand in an order in which each comes after what it needs; ``jobs`` of them run at a
+    time. One that is named twice (the data of every seed) is done once.
 
     Raises:
-        ConfigError: ``jobs`` is below 1.
+        ConfigError: ``jobs`` is below 1, a cell is being done by another process, or one was killed.
     """
     if jobs < 1:
         raise ConfigError(f"jobs {jobs} must be at least 1, for one cell at a time")
@@ -74,11 +79,13 @@ def work_off(cells: Sequence[Cell], *, jobs: int = 1) -> None:
         left = {cell.folder: cell for cell in todo}
 
         def show(running: Sequence[Cell]) -> None:
-            minutes = sum(cell.minutes for cell in left.values()) * _slowness(done) / jobs
+            minutes = sum(cell.minutes for cell in left.values()) * _slowness(done) / min(jobs, len(left))
             names = running[0].name if len(running) == 1 else f"{len(running)} at once, {running[-1].name} the newest"
             bar.update(task, description=f"{names}, about {_duration(minutes)} left")
 
-        for cell, seconds in _in_turn(todo, show) if jobs == 1 else _side_by_side(todo, jobs, show):
+        for cell, seconds in (
+            _in_turn(todo, show) if jobs == 1 else _side_by_side(todo, _all_needs(cells), jobs, show)
+        ):
             del left[cell.folder]
             done.append((cell.minutes, seconds / 60))
             bar.advance(task)
@@ -91,8 +98,16 @@ def _in_turn(todo: Sequence[Cell], show: Callable[[Sequence[Cell]], None]) -> It
         yield cell, _do(cell)
 
 
+def _all_needs(cells: Sequence[Cell]) -> dict[Path, frozenset[Path]]:
+    """Return each cell's needs with what those need, also through cells that are done."""
+    found: dict[Path, frozenset[Path]] = {}
+    for cell in cells:
+        found[cell.folder] = frozenset(cell.needs).union(*(found.get(folder, ()) for folder in cell.needs))
+    return found
+
+
 def _side_by_side(
-    todo: Sequence[Cell], jobs: int, show: Callable[[Sequence[Cell]], None]
+    todo: Sequence[Cell], needs: Mapping[Path, frozenset[Path]], jobs: int, show: Callable[[Sequence[Cell]], None]
 ) -> Iterator[tuple[Cell, float]]:
     """Do up to ``jobs`` cells at a time, each when what it needs is done, and yield them as they are finished.
 
@@ -103,32 +118,62 @@ def _side_by_side(
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         while waiting or running:
             undone = {*waiting, *(cell.folder for cell in running.values())}
-            ready = [cell for cell in waiting.values() if undone.isdisjoint(cell.needs)]
+            ready = [cell for cell in waiting.values() if undone.isdisjoint(needs[cell.folder])]
             for cell in ready[: jobs - len(running)]:
                 del waiting[cell.folder]
                 running[pool.submit(_do_quietly, cell)] = cell
             show([*running.values()])
             for finished in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(finished), finished.result()
+                yield (cell := running.pop(finished)), _seconds_of(finished, cell)
 
 
-def _do(cell: Cell) -> float:
+def _seconds_of(finished: Future[float], cell: Cell) -> float:
+    """Return how long a cell took, or say at once where to read why it failed."""
+    try:
+        return finished.result()
+    except BrokenProcessPool:
+        raise ConfigError(
+            f"a process was killed, perhaps for memory: {cell.name} or one beside it; see {cell.folder / LOG_FILE}, "
+            "end what still runs, and start again with fewer --jobs"
+        ) from None
+    except Exception:
+        console.print(f"{cell.name} failed; see {cell.folder / LOG_FILE}", markup=False)
+        raise
+
+
+def _do(cell: Cell, *, prints_to_folder: bool = False) -> float:
     """Do a cell, and return its seconds."""
     begun = time.time()
-    _begin(cell)
-    cell.run(cell.folder)
-    seconds = time.time() - begun
-    _write_record(cell, seconds)
+    with _alone_in(cell):
+        _begin(cell)
+        if prints_to_folder:
+            with (cell.folder / LOG_FILE).open("a") as log:
+                for stream in (sys.stdout, sys.stderr):
+                    os.dup2(log.fileno(), stream.fileno())
+        cell.run(cell.folder)
+        seconds = time.time() - begun
+        _write_record(cell, seconds)
     return seconds
 
 
-def _do_quietly(cell: Cell) -> float:
-    """Do a cell in a process of its own, whose output and that of its scripts goes into the cell's folder."""
-    _begin(cell)
-    with (cell.folder / LOG_FILE).open("a") as log:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(log.fileno(), stream.fileno())
-    return _do(cell)
+_do_quietly = partial(_do, prints_to_folder=True)
+"""In a process of its own, whose output and that of its scripts goes into the cell's folder."""
+
+
+@contextmanager
+def _alone_in(cell: Cell) -> Iterator[None]:
+    """Keep other processes from doing the cell too: those of a run that was killed may work on."""
+    file = cell.folder.with_name(f".{cell.folder.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{cell.name} is being done by another process, perhaps of a run that was killed; wait for it "
+                "or end it"
+            ) from None
+        yield
 
 
 def _begin(cell: Cell) -> None:

@@ -1,5 +1,8 @@
+import fcntl
 import json
+import os
 import shutil
+import signal
 from functools import partial
 
 import pytest
@@ -86,11 +89,46 @@ def test_side_by_side_a_cell_waits_for_what_it_needs(tmp_path):
     assert [cell.record() is not None for cell in (first, second)] == [True, True]
 
 
-def test_side_by_side_a_failure_is_raised_and_the_others_are_kept(tmp_path):
+def test_side_by_side_a_cell_waits_for_what_a_finished_need_needs(tmp_path):
+    """What was made of ``first`` is done, ``first`` itself must be done anew: who reads both waits."""
+    source = tmp_path / "source.txt"
+    source.write_text("old")
+    first = copies(source, tmp_path / "first")
+    second = copies(source, tmp_path / "second", needs=[first.folder])
+    third = copies(first.folder / source.name, tmp_path / "third", needs=[second.folder])
+    work_off([first, second])
+    shutil.rmtree(first.folder)
+    source.write_text("new")
+    work_off([first, second, third], jobs=2)
+    assert (third.folder / source.name).read_text() == "new"
+
+
+def test_a_cell_that_another_process_does_is_refused(tmp_path):
+    cell = make_cell(tmp_path, [])
+    with (tmp_path / ".a.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="a is being done by another process"):
+            work_off([cell])
+    work_off([cell])
+    assert cell.record() is not None
+
+
+def test_side_by_side_a_killed_process_is_told(tmp_path):
+    doomed = Cell("doomed", tmp_path / "doomed", {}, end_this_process, minutes=1)
+    with pytest.raises(ConfigError, match=r"doomed or one beside it.*log.txt.*fewer --jobs"):
+        work_off([doomed], jobs=2)
+
+
+def end_this_process(folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_side_by_side_a_failure_is_raised_and_the_others_are_kept(tmp_path, capsys):
     (tmp_path / "source.txt").touch()
     good, bad = (copies(tmp_path / name, tmp_path / name[0]) for name in ("source.txt", "missing.txt"))
     with pytest.raises(FileNotFoundError):
         work_off([good, bad], jobs=2)
+    assert f"m failed; see {bad.folder}" in capsys.readouterr().out.replace("\n", "")
     assert good.record() is not None
     assert bad.record() is None
 

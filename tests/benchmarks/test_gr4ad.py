@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import pytest
 import torch
@@ -30,6 +31,24 @@ def test_side_by_side_each_cell_waits_for_what_it_reads():
     assert waits["dynamic"] == waits["speed_dynamic"] == {"policy_unified"}
     order = [*cells]
     assert all(order.index(other) < order.index(name) for name, others in waits.items() for other in others)
+
+
+def test_what_is_timed_has_nothing_beside_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gr4ad, "work_off", lambda cells, jobs=1: asked.append((jobs, {cell.name for cell in cells})))
+    monkeypatch.setattr(gr4ad, "report", lambda settings: None)
+    monkeypatch.setattr("sys.argv", ["gr4ad.py", "--seeds", "0", "1", "--jobs", "3"])
+    gr4ad.main()
+    (jobs, trained), (jobs_of_timed, timed) = asked
+    assert (jobs, jobs_of_timed) == (3, 1)
+    assert timed == {f"speed_{row.name}, seed {seed}" for row in ROWS for seed in (0, 1)}
+    assert {"policy_vsl, seed 1", "unified, seed 0"} <= trained
+    assert not trained & timed
+
+
+def test_cells_can_be_done_in_other_processes():
+    for cell in cells_of(Settings(), 0).values():
+        assert pickle.loads(pickle.dumps(cell.run)).args == cell.run.args
 
 
 def test_pairs_are_of_rows():

