@@ -32,12 +32,12 @@ from benchmarks.paper_tables import RESULTS, run_script
 from benchmarks.rl.arms import held_out_by
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, summarise, write_columns
-from benchmarks.tables.report import as_dict, as_result, cell, differences, pair_title
+from benchmarks.tables.report import as_dict, as_result, cell, difference, differences, pair_title
 from benchmarks.tables.systems import TREES
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.serving.load import level_widths
-from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
+from genrec_rl.evaluation.evaluate import PAIR, Plan, measure_requests, predict
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
@@ -359,7 +359,7 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 
 def table_lines(result: Mapping[str, Any], rows: Sequence[Row], prefix: str) -> list[str]:
     """Write one data set's rows, and the differences on the same users."""
-    header = ["", "seeds", *SHOWN, "requests/s", "paper: revenue, QPS"]
+    header = ["", "seeds", *SHOWN, "requests/s", "the step's NDCG@10", "paper: revenue, QPS"]
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for row in rows:
         found = result["systems"][row.name]
@@ -367,12 +367,23 @@ def table_lines(result: Mapping[str, Any], rows: Sequence[Row], prefix: str) -> 
         speeds = found.get(f"{prefix}requests_per_s")
         speed = "" if speeds is None else f"{np.mean(speeds):.1f}"
         n_seeds = str(len(found[f"{prefix}NDCG@10"]))
-        lines.append(f"| {' | '.join([f'**{row.name}**, {row.title}', n_seeds, *numbers, speed, row.paper])} |")
+        told = [f"**{row.name}**, {row.title}", n_seeds, *numbers, speed, step(result, row, prefix), row.paper]
+        lines.append(f"| {' | '.join(told)} |")
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, of in result["paired"].items():
         found = differences(of, SHOWN, prefix=prefix)
         lines += [f"- {pair_title(key)}: {found}"] if found else []
     return lines
+
+
+def step(result: Mapping[str, Any], row: Row, prefix: str) -> str:
+    """Say whether a row's part helps NDCG@10, against the row that it adds to: the first of its pairs."""
+    before = next((b for a, b in PAIRS if a == row.name), None)
+    of = result["paired"].get(f"{row.name}{PAIR}{before}", {}).get(f"{prefix}NDCG@10")
+    if of is None:
+        return ""
+    verdict = "helps" if of["lo"] > 0 else "hurts" if of["hi"] < 0 else "no change seen"
+    return f"{verdict}, to {before} {difference(of)}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import gr4ad
-from benchmarks.gr4ad import Settings, UpTo, as_markdown, cells_of, config_of, of_data, requests_per_second
+from benchmarks.gr4ad import Settings, UpTo, as_markdown, cells_of, config_of, of_data, requests_per_second, step
 from benchmarks.gr4ad_rows import PAIRS, POLICIES, ROWS, Aligned
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.types import NO_ITEM
@@ -141,7 +141,21 @@ def test_the_table_holds_rows_in_the_papers_order_and_leaves_out_what_is_not_don
         "| **base**, running target, plain SIDs | 2 | .2000 ± .1414 |  |  | .0000 ± .0000 | 15.0 |"
     )
     assert lines[7].startswith("| **vsl**")
+    assert lines[6].count("|") == lines[7].count("|") == lines[4].count("|")
     assert "- vsl - base: NDCG@10 +0.1000 [+0.0000, +0.2000]" in lines
     beauty = lines[lines.index("## Amazon Beauty, pages") :]
     assert beauty[6].startswith("| **base**, running target, plain SIDs | 1 | .1000 |  |  | .0000 | 10.0 |")
     assert not any(line.startswith("- vsl") for line in beauty)
+
+
+@pytest.mark.parametrize(
+    ("lo", "hi", "verdict"),
+    [(0.01, 0.2, "helps"), (-0.2, -0.01, "hurts"), (0.0, 0.2, "no change"), (-1, 1, "no change")],
+)
+def test_a_step_helps_only_with_an_interval_above_nothing(lo, hi, verdict):
+    unified, base = (next(row for row in ROWS if row.name == name) for name in ("unified", "base"))
+    of = {"beauty:NDCG@10": {"diff": 0.1, "lo": lo, "hi": hi}}
+    paired = {"unified-vsl_rspo": of, "lazy_ar-base": of}
+    assert step({"paired": paired}, unified, "beauty:").startswith(verdict)
+    assert "to vsl_rspo +0.1000 [" in step({"paired": paired}, unified, "beauty:")
+    assert step({"paired": paired}, unified, "") == step({"paired": paired}, base, "beauty:") == ""
