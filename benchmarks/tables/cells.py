@@ -136,7 +136,7 @@ def _seconds_of(finished: Future[float], cell: Cell) -> float:
             f"a process was killed, perhaps for memory: {cell.name} or one beside it; see {cell.folder / LOG_FILE}, "
             "end what still runs, and start again with fewer --jobs"
         ) from None
-    except Exception:
+    except Exception:  # whatever it was: where to read it is said before it goes on
         console.print(f"{cell.name} failed; see {cell.folder / LOG_FILE}", markup=False)
         raise
 
