@@ -210,6 +210,7 @@ def make_policy(settings: Settings, catalog: "Catalog", *, values: "ValueBuckets
         lazy_layers=settings.lazy_layers or None,
         seed=seed,
     )
+    policy.model.config.target = settings.target
     if settings.init_from is not None:
         folder = require_stage(settings.init_from, stage="sft", command="accelerate launch recipes/sft.py",
                                made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip

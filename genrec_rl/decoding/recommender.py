@@ -57,6 +57,12 @@ class BeamRecommender:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, at least 1 is needed")
+        taught = policy.model.config.target
+        if continue_page and taught and "page" not in taught.split("+"):
+            raise ConfigError(
+                f"continue_page: target {taught}, which the policy was taught, never goes on with a page that has "
+                "begun; set it to false, or train a policy with `recipes/sft.py --target page`"
+            )
         self.policy = policy
         self.catalog = catalog
         self.batch_size = batch_size

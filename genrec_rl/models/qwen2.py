@@ -47,6 +47,7 @@ class GenRecQwen2Config(Qwen2Config):
         item_dropout: share of these vectors' elements dropped in training.
         softmax: what its probabilities are learnt over: the ``vocabulary``, or in each place the ``children``, which
             are the codes that go on to a real item.
+        target: what it was taught, ``sft.targets``' name for it; empty where that is not known.
         value_edges: edges of the value buckets (``ValueBuckets``) whose tokens it writes behind items; None for none.
         value_means: their mean training values.
         lazy_layers: layers below the previous code (LazyAR, see ``models.lazy``); None for a plain policy, 0 for one
@@ -67,6 +68,7 @@ class GenRecQwen2Config(Qwen2Config):
     n_known_items: int = 0
     item_dropout: float = 0.0
     softmax: str = "vocabulary"
+    target: str = ""
     value_edges: list[float] | None = None
     value_means: list[float] | None = None
     lazy_layers: int | None = None

@@ -149,3 +149,16 @@ def test_proposals_as_wide_everywhere_are_the_recommendation(policy, catalog):
     recommended = recommender.recommend(contexts_of(), k=5, constrained=True)
     assert proposed.rows_PG.equal(recommended.rows_PG)
     assert proposed.log_probs_PG.equal(recommended.log_probs_PG)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_refused"), [("running", True), ("item", True), ("page+running", False), ("", False)]
+)
+def test_a_policy_that_was_not_taught_pages_continues_none(catalog, target, is_refused):
+    policy = make_policy(catalog)
+    policy.model.config.target = target
+    if not is_refused:
+        BeamRecommender(policy, catalog=catalog, continue_page=True)
+        return
+    with pytest.raises(ConfigError, match=f"continue_page: target {target}, .*--target page"):
+        BeamRecommender(policy, catalog=catalog, continue_page=True)

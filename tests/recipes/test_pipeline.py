@@ -55,6 +55,12 @@ def test_every_stage_finishes(runs):
 
 
 @pytest.mark.slow
+def test_a_policy_knows_what_it_was_taught(runs):
+    for name in ("sft", "grpo_sr"):
+        assert json.loads((runs / name / "config.json").read_text())["target"] == "page", name
+
+
+@pytest.mark.slow
 def test_report_compares_both_policies_and_the_bars(runs):
     report = json.loads((runs / "eval" / "eval.json").read_text())
     assert report["systems"].keys() == {"popularity", "cooccurrence", "sft", "grpo_sr"}
