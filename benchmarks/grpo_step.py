@@ -10,6 +10,9 @@ for every answer, logits of the answers only. ``prefix-grouper`` is that package
 Step: rollouts, rewards, loss, backward, clipping and optimiser, without loading, logging or saving. ``TRL`` is the
 stock ``GRPOTrainer`` whose ``generate`` is told the catalogue by a ``prefix_allowed_tokens_fn``; it samples where we
 search beams. Both get the same prompts and the same reward of an item.
+
+Lengths: the same step of 64 prompts as unequal as the histories of a log (lognormal, as on Amazon Beauty), all padded
+to the longest, and read in groups of like length (``length_groups``, the default).
 """
 
 import copy
@@ -78,6 +81,7 @@ GOALS = {  # by G: time and memory against repeated rows, time against prefix-gr
     16: ((12, 17), 8, (1.5, 1.9)),
     64: ((40, 51), 20, (2.2, 2.9)),
 }
+PADDED, IN_GROUPS = "all padded alike", "groups of like length"
 GOALS_STEP = {OURS: (10, 15), FUSED: (14, 22)}
 
 
@@ -91,6 +95,7 @@ class Settings(BenchmarkSettings):
     items: int = field(default=100_000, metadata={"help": "SIDs in the catalogue"})
     codes: int = field(default=256, metadata={"help": "codes of each of the three levels"})
     step: bool = field(default=True, metadata={"help": "also measure a whole step, at the first G"})
+    unequal: int = field(default=64, metadata={"help": "prompts of unequal length in a step; 0: not measured"})
 
 
 def main() -> None:
@@ -110,6 +115,8 @@ def main() -> None:
             if is_default and settings.groups[0] == 16 and name in measured:
                 ratio = measured[TRL].seconds / measured[name].seconds
                 bench.goal(f"whole step: times faster than TRL, {name}", ratio, must=must, aim=aim)
+    if settings.unequal:
+        compare_lengths(bench, catalog, settings)
     if settings.sweep:
         sweep(bench, catalog, settings)
     bench.finish()
@@ -207,7 +214,7 @@ def compare_steps(bench: Benchmark, catalog: Catalog, settings: Settings) -> dic
     """Compare our steps with TRL's; first hold loss and gradient against each other on the same rollouts."""
     examples = make_pages(catalog, settings)
     with tempfile.TemporaryDirectory() as folder:
-        shared = shared_settings(settings, folder)
+        shared = shared_settings(settings, folder, pages=settings.pages)
         reward = HashReward()
         ours = {
             name: our_trainer(make_policy(catalog, seed=settings.seed), examples, reward, catalog, shared, **fields)
@@ -237,28 +244,29 @@ def make_pages(catalog: Catalog, settings: Settings) -> list[Example]:
     if settings.prompt % LEVELS != 1:
         raise SystemExit(f"--prompt {settings.prompt}: a prompt is one token and {LEVELS} an item; try 256")
     random = np.random.default_rng(settings.seed)
-    n = settings.prompt // LEVELS
-    return [
-        Example(
-            request_id=str(page),
-            context=Context(
-                user_id=str(page),
-                time=n,
-                history=random.integers(catalog.n_items, size=n),
-                history_times=np.arange(n),
-                history_pages=np.arange(n),
-            ),
-            items=random.choice(catalog.n_items, size=POSITIVES, replace=False),
-            actions=np.full(POSITIVES, Action.CLICK, np.int8),
-        )
-        for page in range(settings.pages)
-    ]
+    return [make_page(catalog, page, settings.prompt // LEVELS, random) for page in range(settings.pages)]
 
 
-def shared_settings(settings: Settings, folder: str) -> dict[str, Any]:
+def make_page(catalog: Catalog, page: int, n_items: int, random: np.random.Generator) -> Example:
+    """Draw a page behind a history of so many items."""
+    return Example(
+        request_id=str(page),
+        context=Context(
+            user_id=str(page),
+            time=n_items,
+            history=random.integers(catalog.n_items, size=n_items),
+            history_times=np.arange(n_items),
+            history_pages=np.arange(n_items),
+        ),
+        items=random.choice(catalog.n_items, size=POSITIVES, replace=False),
+        actions=np.full(POSITIVES, Action.CLICK, np.int8),
+    )
+
+
+def shared_settings(settings: Settings, folder: str, *, pages: int) -> dict[str, Any]:
     """Return what both trainers are told."""
     group = settings.groups[0]
-    rollouts = {"num_generations": group, "per_device_train_batch_size": group * settings.pages, "num_iterations": 1}
+    rollouts = {"num_generations": group, "per_device_train_batch_size": group * pages, "num_iterations": 1}
     loss = {"loss_type": "grpo", "beta": 0.0, "learning_rate": 1e-6, "optim": "adamw_torch", "max_steps": 100}
     quiet = {"output_dir": folder, "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     return rollouts | loss | quiet | {"use_cpu": True, "bf16": False, "seed": settings.seed}
@@ -322,6 +330,41 @@ def check_step(
     bench.check(f"{what}: relative difference of gradients", relative_difference(*gradients), limit=1e-4)
     for trainer in (ours, stock):
         forget(trainer.model)
+
+
+def compare_lengths(bench: Benchmark, catalog: Catalog, settings: Settings) -> None:
+    """Compare a fused step of prompts of unequal length, padded to the longest or read in groups."""
+    random = np.random.default_rng(settings.seed)
+    n_items = np.clip(random.lognormal(1.4, 0.9, settings.unequal).round().astype(int), 1, 50)
+    examples = [make_page(catalog, page, n, random) for page, n in enumerate(n_items.tolist())]
+    with tempfile.TemporaryDirectory() as folder:
+        shared = shared_settings(settings, folder, pages=settings.unequal)
+        fields = OUR_STEPS[FUSED]
+        trainers = {
+            name: our_trainer(
+                make_policy(catalog, seed=settings.seed), examples, HashReward(), catalog, shared, **fields | more
+            )
+            for name, more in ((PADDED, {"length_groups": 1}), (IN_GROUPS, {}))
+        }
+        found = []
+        for trainer in trainers.values():
+            trainer.current_gradient_accumulation_steps = 1
+            trainer.create_optimizer()
+            loss = trainer.training_step(trainer.model, read_rows(trainer), None)
+            found.append((loss, [p.grad.clone() for p in trainer.model.parameters()]))
+            forget(trainer.model)
+        (loss, gradients), (expected, others) = found
+        bench.check("unequal prompts: difference of losses", (loss - expected).abs(), limit=1e-4)
+        bench.check(
+            "unequal prompts: relative difference of gradients", relative_difference(gradients, others), limit=1e-4
+        )
+        for trainer in trainers.values():
+            optimiser_step(trainer)
+        steps = [Contender(name, functools.partial(optimiser_step, t)) for name, t in trainers.items()]
+        case = f"step of {settings.unequal} unequal prompts, G={settings.groups[0]}"
+        measured = bench.compare(case, steps, longest=int(n_items.max()) * LEVELS + 1)
+    ratio = measured[PADDED].seconds / measured[IN_GROUPS].seconds
+    bench.goal(f"{case}: times faster than {PADDED}", ratio, must=1.3)
 
 
 # --- Growth ---------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ trained through. Threads that share a model take turns: its attention is exchang
     A query heads   K key heads   D head size   V vocabulary
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 
 from genrec_rl.errors import ConfigError
@@ -49,15 +50,45 @@ class Trunk:
         return bias.masked_fill_(~self.is_prompt_BP, torch.finfo(keys.dtype).min)[:, None, None]
 
 
-def read_trunk(model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_prompt_BP: Bool[Tensor, "B P"]) -> Trunk:
+def read_trunk(
+    model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_prompt_BP: Bool[Tensor, "B P"], *, length_groups: int = 1
+) -> Trunk:
     """Read left-padded prompts; with gradient where autograd is on.
 
     ``model`` may be wrapped for distributed training: it is called, never reached into, so that gradients
     are synchronised.
 
+    Args:
+        model: the causal model.
+        prompt_ids_BP: prompts.
+        is_prompt_BP: False where they are padding.
+        length_groups: forwards, each of prompts of like length, so that little padding is read. Their number is this
+            (or B) whatever the lengths: processes that train together call the model equally often.
+
     Raises:
         ConfigError: when the model keeps nothing, as under activation checkpointing.
     """
+    if length_groups == 1:
+        return _read_together(model, prompt_ids_BP, is_prompt_BP)
+    lengths = is_prompt_BP.sum(1)
+    order = lengths.argsort(stable=True)
+    parts = []
+    for rows in order.tensor_split(min(length_groups, len(order))):
+        newest = slice(-max(int(lengths[rows].max()), 1), None)
+        parts.append(_read_together(model, prompt_ids_BP[rows, newest], is_prompt_BP[rows, newest]))
+    back, n_places = order.argsort(), prompt_ids_BP.shape[1]
+
+    def rejoin(states: Iterable[Tensor]) -> Tensor:
+        return torch.cat([functional.pad(x, (0, 0, n_places - x.shape[2], 0)) for x in states])[back]
+
+    layers = tuple(
+        (rejoin(keys for keys, _ in layer), rejoin(values for _, values in layer))
+        for layer in zip(*(part.layers for part in parts), strict=True)
+    )
+    return Trunk(layers, torch.cat([part.logits_BV for part in parts])[back], is_prompt_BP, lengths[:, None])
+
+
+def _read_together(model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_prompt_BP: Bool[Tensor, "B P"]) -> Trunk:
     cache = DynamicCache(config=unwrap(model).config)
     positions = (is_prompt_BP.cumsum(1) - 1).clamp(min=0)
     n_rows, n_places = prompt_ids_BP.shape

@@ -33,7 +33,7 @@ def build_prompts(
     *,
     history_dropout: float = 0.0,
 ) -> Dataset:
-    """Return a dataset of ``prompt`` (ids) and ``page`` (index into ``examples``), encoded when a row is read.
+    """Return a dataset of ``prompt`` (an array of ids) and ``page`` (index into ``examples``), encoded when read.
 
     The page travels in the row, so that a reward can never be bound to another page with the same history. With
     ``history_dropout``, that share of a history's items is left out, others each time, and ``kept`` says which
@@ -44,10 +44,10 @@ def build_prompts(
         pages = batch["page"]
         contexts = {page: examples[page].context for page in dict.fromkeys(pages)}  # (a page comes G times)
         if not history_dropout:
-            prompts = {page: encode(context).tolist() for page, context in contexts.items()}
+            prompts = {page: encode(context) for page, context in contexts.items()}
             return {"prompt": [prompts[page] for page in pages], "page": pages}
         kept = {page: draw_kept(len(context.history), dropout=history_dropout) for page, context in contexts.items()}
-        prompts = {page: encode(context.only(kept[page])).tolist() for page, context in contexts.items()}
+        prompts = {page: encode(context.only(kept[page])) for page, context in contexts.items()}
         return {
             "prompt": [prompts[page] for page in pages],
             "page": pages,

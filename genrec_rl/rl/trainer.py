@@ -139,17 +139,17 @@ class GRPOSRTrainer(GRPOTrainer):
                                      process=args.process_index, n_processes=args.world_size)  # fmt: skip
             validation.watch.probe = StartProbe(self._read_policy, requests, policy.prompts, write=write)
 
-    def roll_out(self, prompts: list[list[int]]) -> dict[str, Any]:
+    def roll_out(self, prompts: list[np.ndarray]) -> dict[str, Any]:
         """Search G continuations of each distinct prompt; prompts come G times each, neighbours equal."""
         size = self.num_generations
         distinct = prompts[::size]
-        if [p for p in distinct for _ in range(size)] != prompts:
+        if not all(np.array_equal(prompt, distinct[row // size]) for row, prompt in enumerate(prompts)):
             raise RolloutError(f"prompts do not come in whole groups of {size}; do not replace TRL's sampler")
-        batch = self.policy.prompts.batch([np.asarray(prompt) for prompt in distinct])
+        batch = self.policy.prompts.batch(distinct)
         ids, is_prompt = (x.to(self.accelerator.device) for x in batch)
         if self.is_fused:
             with self.accelerator.autocast():
-                self._trunk = read_trunk(self.model_wrapped, ids, is_prompt)
+                self._trunk = self._read(self.model_wrapped, ids, is_prompt)
         self._beams = self._search(ids, is_prompt)
         tokens = self._beams.tokens_BWL
         if tokens.shape[1] < size:
@@ -169,9 +169,14 @@ class GRPOSRTrainer(GRPOTrainer):
             if self.args.rollouts_from == "start":
                 assert self._start is not None
                 with self._start.network(wrapped) as start, self.accelerator.autocast():
-                    return roll_out_from(start, read_trunk(start, ids, is_prompt), **settings)
+                    return roll_out_from(start, self._read(start, ids, is_prompt), **settings)
             with in_eval_mode(model), self.accelerator.autocast():
-                return roll_out_from(model, self._trunk or read_trunk(model, ids, is_prompt), **settings)
+                return roll_out_from(model, self._trunk or self._read(model, ids, is_prompt), **settings)
+
+    def _read(self, model: Any, ids: Tensor, is_prompt: Tensor) -> Trunk:
+        """Read prompts in groups of like length, of at least eight."""
+        groups = min(self.args.length_groups, max(len(ids) // 8, 1))
+        return read_trunk(model, ids, is_prompt, length_groups=groups)
 
     def _noise(self) -> torch.Generator:
         """Return this step's and this process's source of noise, which a resumed run finds again."""
@@ -323,7 +328,7 @@ class GRPOSRTrainer(GRPOTrainer):
         assert self._start is not None
         trained = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self._start.network(trained) as start, self.accelerator.autocast():
-            logits = branch_logits(start, *prompt, branches)
+            logits = attached_logits(start, self._read(start, *prompt), branches)
         return logits.log_probs(allowed_BGCV=self._allowed(branches))
 
     def _nll_alone(self, model: Any, rows: dict[str, Any]) -> Tensor:
@@ -417,7 +422,7 @@ class GRPOSRTrainer(GRPOTrainer):
         return rollout_table(*self._newest, titles) if self._newest else []
 
 
-def _roll_out(prompts: list[list[int]], trainer: GRPOSRTrainer) -> dict[str, Any]:
+def _roll_out(prompts: list[np.ndarray], trainer: GRPOSRTrainer) -> dict[str, Any]:
     return trainer.roll_out(prompts)
 
 

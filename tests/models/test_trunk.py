@@ -73,6 +73,31 @@ def test_attention_dropout_in_branches_is_refused(policy):
         Branches(trunk, n_branches=1).read(policy.model, torch.tensor([[5]]))
 
 
+@pytest.mark.parametrize("groups", [2, 3, 4, 64])
+def test_prompts_read_in_groups_of_like_length_make_the_same_trunk(policy, groups):
+    histories = ([5], [5, 2, 7, 1], [], [3, 8], [4, 4, 9], [6])
+    prompt = policy.prompts.batch([policy.prompts.prompt(make_context(history)) for history in histories])
+    together, grouped = read_trunk(policy.model, *prompt), read_trunk(policy.model, *prompt, length_groups=groups)
+    assert torch.allclose(grouped.logits_BV, together.logits_BV, atol=1e-5)
+    assert grouped.next_position_B1.tolist() == together.next_position_B1.tolist()
+    real = prompt[1][:, None, :, None]
+    for found, expected in zip(grouped.layers, together.layers, strict=True):
+        for states, whole in zip(found, expected, strict=True):
+            assert torch.allclose(states * real, whole * real, atol=1e-5)
+
+
+def test_groups_are_as_many_whatever_the_lengths(policy, monkeypatch):
+    """Processes that train together must call the wrapped model equally often."""
+    calls = []
+    read = policy.model.forward
+    monkeypatch.setattr(policy.model, "forward", lambda **kwargs: calls.append(1) or read(**kwargs))
+    for histories in ([[5]] * 6, [[5], [5, 2, 7, 1], [], [3, 8], [4, 4, 9], [6]]):
+        prompt = policy.prompts.batch([policy.prompts.prompt(make_context(history)) for history in histories])
+        calls.clear()
+        read_trunk(policy.model, *prompt, length_groups=3)
+        assert len(calls) == 3
+
+
 def test_followed_branches_go_on_from_their_parents(policy):
     """Reading a two-token branch at once equals reading one token, reordering, and reading the other."""
     trunk = read_trunk(policy.model, *policy.prompts.batch([policy.prompts.prompt(make_context([5, 2]))]))

@@ -22,7 +22,7 @@ def rollouts(rows) -> Rollouts:
 def test_each_prompt_carries_its_own_page(policy, examples):
     dataset = build_prompts(examples, policy.prompts.prompt)
     assert dataset[3]["page"] == 3
-    assert dataset[3]["prompt"] == policy.prompts.prompt(examples[3].context).tolist()
+    assert dataset[3]["prompt"].tolist() == policy.prompts.prompt(examples[3].context).tolist()
 
 
 def test_a_thinned_prompt_and_its_request_keep_the_same_items_in_the_whole_group(policy):
@@ -31,7 +31,7 @@ def test_a_thinned_prompt_and_its_request_keep_the_same_items_in_the_whole_group
     rows = build_prompts([example], policy.prompts.prompt, history_dropout=0.5)[[0, 0, 0]]
     requests = [asked({name: rows[name][i] for name in rows}, [example]) for i in range(3)]
     assert 0 < len(requests[0].context.history) < 8
-    assert all(policy.prompts.prompt(request.context).tolist() == rows["prompt"][0] for request in requests)
+    assert all(policy.prompts.prompt(request.context).tolist() == rows["prompt"][0].tolist() for request in requests)
     assert requests[0].positives.tolist() == [9]
 
 

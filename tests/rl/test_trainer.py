@@ -10,6 +10,7 @@ from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import score_branches
 from genrec_rl.rewards.gates import SidPrefixGate
+from genrec_rl.rl import trainer as trainer_module
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import reason_against
 from genrec_rl.rl.rollouts import RolloutScorer, sample_positives
@@ -267,6 +268,23 @@ def test_fused_steps_make_the_same_update(catalog, examples, tmp_path, settings)
     assert torch.allclose(apart, fused, atol=2e-3 if "bf16" in settings else 1e-5)
 
 
+@pytest.mark.parametrize("policy_term", ["grpo", "listwise_kl"])
+def test_reading_prompts_in_groups_of_like_length_makes_the_same_update(catalog, tmp_path, monkeypatch, policy_term):
+    pages = [make_example([*range(place % 7)], [place % 12]) for place in range(24)]
+    asked_for, read = [], trainer_module.read_trunk
+    monkeypatch.setattr(
+        trainer_module, "read_trunk", lambda *a, length_groups: asked_for.append(length_groups) or read(*a)
+    )
+    settings = {"per_device_train_batch_size": 24 * G, "policy_term": policy_term}
+    together = updated_weights(catalog, pages, tmp_path, length_groups=1, **settings)
+    assert set(asked_for) == {1}
+    asked_for.clear()
+    updated_weights(catalog, pages, tmp_path, **settings)
+    assert set(asked_for) == {3}  # of eight prompts
+    monkeypatch.undo()
+    assert torch.allclose(updated_weights(catalog, pages, tmp_path, **settings), together, atol=1e-5)
+
+
 def test_lazy_policies_get_the_same_update_fused_and_apart(catalog, examples, tmp_path):
     updated = []
     for choice in ("never", "always"):
@@ -391,7 +409,7 @@ def test_prompts_are_those_that_the_policy_recommends_by(policy, catalog, tmp_pa
     examples = [make_example([0, 4], [1])]  # all of it on the day of the request
     trainer = make_trainer(policy, catalog, examples, tmp_path, continue_page=continues)
     write = BeamRecommender(policy, catalog=catalog, continue_page=continues).write
-    assert trainer.train_dataset[0]["prompt"] == write(examples[0].context).tolist()
+    assert trainer.train_dataset[0]["prompt"].tolist() == write(examples[0].context).tolist()
     assert len(policy.prompts.running_prompt(examples[0].context)) != len(policy.prompts.prompt(examples[0].context))
 
 
@@ -403,7 +421,8 @@ def test_the_reward_reads_the_history_that_the_prompt_kept(catalog, tmp_path):
     trainer.scorer.reward_model.score = lambda contexts, rows: read.extend(contexts) or score(contexts, rows)
     trainer.roll_out = lambda prompts: asked_for.append(prompts[0]) or roll_out(prompts)
     trainer.train()
-    assert [policy.prompts.prompt(context).tolist() for context in read] == asked_for
+    written = [policy.prompts.prompt(context).tolist() for context in read]
+    assert written == [prompt.tolist() for prompt in asked_for]
     assert min(len(context.history) for context in read) < 6
 
 
@@ -424,6 +443,7 @@ def test_long_pages_are_sampled_not_cut(policy, examples):
         ({"nll_coef": -1.0}, "nll_coef is -1.0"),
         ({"nll_reduction": "max"}, "nll_reduction 'max'"),
         ({"max_positives": 0}, "max_positives is 0"),
+        ({"length_groups": 0}, "length_groups is 0"),
         ({"history_dropout": 1.0}, "history_dropout 1.0 must be at least 0 and below 1"),
         ({"mask_truncated_completions": True}, "mask every SID"),
         ({"top_k": 5}, "top_k 5: beams do not sample"),
