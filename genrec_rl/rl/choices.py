@@ -52,6 +52,10 @@ def _contradictions(args: Any) -> list[tuple[bool, str]]:
             f"rollouts sample repeats rollouts, which {args.policy_term} would count twice; set rollouts: gumbel",
         ),
         (
+            args.per_mass and args.policy_term != "listwise_kl",
+            f"per_mass divides the loss of listwise_kl, and policy_term is {args.policy_term}; set it to false",
+        ),
+        (
             args.rollout_weights == "policy" and args.rollouts != "beam",
             f"rollout_weights policy: {args.rollouts} rollouts are drawn by the policy already; set rollouts: beam",
         ),

@@ -38,6 +38,12 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
         default=1.0,
         metadata={"help": "w: a reward's log-odds against a log-probability, in listwise_kl"},
     )
+    per_mass: bool = field(
+        default=False,
+        metadata={
+            "help": "listwise_kl: divide by the start's probability of a group, so that unsure prompts count alike"
+        },
+    )
     check_reward: bool = field(
         default=True,
         metadata={"help": "stop at step 0 if the gated reward orders the start's beams no better than it"},

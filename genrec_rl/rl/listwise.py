@@ -9,6 +9,9 @@ forward KL is taken token by token along the group's prefixes: at a prefix, the 
 pi_ref's joint probability plus what the group's rollouts gain or lose behind it. Prefixes outside the group, where
 the target is pi_ref itself, are left out. Ours, not in GenRec; measured beside its equation 8 in the README.
 
+A group of which pi_ref is unsure holds little of its probability, and so little of this loss: where SFT knows the
+answer by heart it holds most. Divided by that mass, prompts count alike.
+
     P prompts   G rollouts   C tokens of a SID   V vocabulary
 """
 
@@ -17,6 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from genrec_rl.models.prefix_tree import BranchLogits, score_branches
+
+LEAST_MASS = 1e-3
+"""What a group's mass counts at least where a loss is divided by it."""
 
 
 def share_out(
@@ -41,6 +47,7 @@ def listwise_kl(
     margins_PG: Float[Tensor, "P G"],
     *,
     weight: float,
+    per_mass: bool = False,
 ) -> Float[Tensor, " P"]:
     """Return each prompt's KL(pi* || pi) in nats, as far as it lies along the group's prefixes.
 
@@ -50,6 +57,7 @@ def listwise_kl(
         rollouts_PGC: distinct rollouts of a prompt.
         margins_PG: what each is worth.
         weight: w, how far the target leaves the reference.
+        per_mass: divide by the group's probability under the reference (at least ``LEAST_MASS``).
     """
     log_probs_PG = score_branches(reference, rollouts_PGC).log_probs_BGC.sum(-1)
     gains_PG = share_out(log_probs_PG, margins_PG, weight=weight) - log_probs_PG.exp()
@@ -67,6 +75,8 @@ def listwise_kl(
         once_PG = 1 / shares_prefix_PGG.sum(-1)  # each prefix counts once, however many rollouts go through it
         kl_PG = _weighed_kl(target_PGV, policy.later_BGWV[:, :, level - 1])
         loss_P = loss_P + (kl_PG * once_PG).sum(1)
+    if per_mass:
+        return loss_P / log_probs_PG.exp().sum(1).clamp(min=LEAST_MASS)
     return loss_P
 
 

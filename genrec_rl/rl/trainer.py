@@ -294,8 +294,9 @@ class GRPOSRTrainer(GRPOTrainer):
         policy = self._log_probs(model, *prompt, branches)
         self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
         of_rollouts = BranchLogits(policy.first_BV, policy.later_BGWV[:, :size])
-        weight = self.args.margin_weight
-        kl = listwise_kl(of_rollouts, reference, rollouts, log_odds(rows["values"]), weight=weight).mean()
+        weight, per_mass = self.args.margin_weight, self.args.per_mass
+        margins = log_odds(rows["values"])
+        kl = listwise_kl(of_rollouts, reference, rollouts, margins, weight=weight, per_mass=per_mass).mean()
         self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
         return kl / self.current_gradient_accumulation_steps
 

@@ -26,6 +26,7 @@ def config(tmp_path, **settings):
         ({"patience": -1}, "patience is -1"),
         ({"probe_requests": -1}, "probe_requests is -1"),
         ({"rollouts": "sample", "policy_term": "listwise_kl"}, "set rollouts: gumbel"),
+        ({"per_mass": True}, "per_mass divides the loss of listwise_kl, and policy_term is grpo"),
         ({"rollouts": "sample", "rollout_weights": "policy"}, "set rollouts: beam"),
         ({"rollout_weights": "policy", "credit": "level"}, "each is a baseline of its own"),
         ({"rollout_weights": "policy", "inject_positives": True}, "has no log-probability"),

@@ -46,6 +46,16 @@ def test_weight_zero_and_the_reference_itself_have_no_loss():
     assert listwise_kl(reference, reference, ALL, margins, weight=1.0).item() > 0.001
 
 
+def test_per_mass_divides_by_the_groups_probability_under_the_reference():
+    rollouts, margins = ALL[:, :2], torch.tensor([[-1.0, 1.0]]).double()
+    reference, policy = along(tables(0), rollouts), along(tables(1), rollouts)
+    mass = sequence_log_probs(tables(0), rollouts).exp().sum()
+    whole = listwise_kl(policy, reference, rollouts, margins, weight=2.0)
+    divided = listwise_kl(policy, reference, rollouts, margins, weight=2.0, per_mass=True)
+    assert 0.001 < mass < 0.5
+    assert divided.item() == pytest.approx((whole / mass).item())
+
+
 @pytest.mark.parametrize("order", [range(8), [5, 2, 7, 0, 1, 6, 3, 4]])
 def test_over_all_sids_it_is_the_kl_of_whole_sequences(order):
     rollouts = ALL[:, list(order)]

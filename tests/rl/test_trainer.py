@@ -106,7 +106,7 @@ def next_log_probs(policy, prompt, prefix, *, allowed=None) -> torch.Tensor:
     return logits.log_softmax(-1)
 
 
-def hand_written_listwise_kl(policy, start, catalog, examples, *, alpha, weight, constrained=False):
+def hand_written_listwise_kl(policy, start, catalog, examples, *, alpha, weight, constrained=False, per_mass=False):
     """KL from the target, prefix by prefix, each with a forward of its own; plus the NLL of the positives."""
     terms, every_sid = [], policy.prompts.answer(np.arange(catalog.n_items)).reshape(-1, 3).tolist()
 
@@ -147,18 +147,21 @@ def hand_written_listwise_kl(policy, start, catalog, examples, *, alpha, weight,
             -sum(log_probs(policy, prompt, sid[:n])[sid[n]] for n in range(3))
             for sid in policy.prompts.answer(example.positives).reshape(-1, 3).tolist()
         ]).mean()  # fmt: skip
-        terms.append(loss + alpha * nll)
+        terms.append((loss / mass if per_mass else loss) + alpha * nll)
     return torch.stack(terms).mean()
 
 
+@pytest.mark.parametrize("per_mass", [False, True])
 @pytest.mark.parametrize("fused_step", ["never", "always"])
 @pytest.mark.parametrize("softmax", ["vocabulary", "children"])
-def test_listwise_kl_and_its_gradient_equal_one_written_by_hand(catalog, examples, tmp_path, softmax, fused_step):
+def test_listwise_kl_and_its_gradient_equal_one_written_by_hand(
+    catalog, examples, tmp_path, softmax, fused_step, per_mass
+):
     policy, twin = make_policy(catalog, softmax=softmax), make_policy(catalog, softmax=softmax)
     constrained = softmax == "children"
     trainer = make_trainer(
         policy, catalog, examples, tmp_path, per_device_train_batch_size=G * 6, fused_step=fused_step,
-        policy_term="listwise_kl", margin_weight=1.5, constrained_rollouts=constrained,
+        policy_term="listwise_kl", margin_weight=1.5, constrained_rollouts=constrained, per_mass=per_mass,
     )  # fmt: skip
     policy.model.train()
     trainer.current_gradient_accumulation_steps = 1  # set by train()
@@ -167,7 +170,7 @@ def test_listwise_kl_and_its_gradient_equal_one_written_by_hand(catalog, example
     loss.backward()
     start = make_policy(catalog, softmax=softmax)
     expected = hand_written_listwise_kl(
-        twin, start, catalog, examples, alpha=0.3, weight=1.5, constrained=constrained
+        twin, start, catalog, examples, alpha=0.3, weight=1.5, constrained=constrained, per_mass=per_mass
     )
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
