@@ -126,7 +126,7 @@ def report(settings: Settings) -> None:
         console.print("nothing is done yet")
         return
     aligned = aligned_columns(settings) if settings.table == 1 else {}
-    specs = (*specs, *(spec for spec in ALIGNED if spec.name in aligned))
+    specs = as_shown([*specs, *(spec for spec in ALIGNED if spec.name in aligned)], data=settings.data)
     counters = {spec.name for spec in specs if spec.kind == "counter"}
     measured = {"loo": aligned} if "loo" in answers else {}
     result = tabulate(answers, requests, measured=measured, unseeded=counters)
@@ -136,6 +136,11 @@ def report(settings: Settings) -> None:
     if file.stem == IN_README:
         fill_readme("accuracy-table", for_readme(result, specs, file))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} systems")
+
+
+def as_shown(specs: Sequence[SystemSpec], *, data: str) -> list[SystemSpec]:
+    """Return the rows, without published numbers on other data than theirs, Beauty."""
+    return [spec if data == "beauty" else replace(spec, published={}) for spec in specs]
 
 
 def aligned_columns(settings: Settings) -> dict[str, dict[int, Columns]]:

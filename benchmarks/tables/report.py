@@ -192,7 +192,7 @@ def draw(result: Result, specs: Sequence[SystemSpec], asked: Protocol, file: Pat
             for *_, recall, _ in spec.published.values():
                 axes.plot(recall, y, "D", color="#d1495b", markersize=4)
     axes.set_yticks(range(len(rows)), [s.name for s in reversed(rows)])
-    published = ", diamonds: as published" if asked.has_published else ""
+    published = ", diamonds: as published" if asked.has_published and any(spec.published for spec in rows) else ""
     axes.set_xlabel(f"{asked.plotted}, test (dots: seeds{published})")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=130)

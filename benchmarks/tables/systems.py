@@ -119,6 +119,7 @@ PAIRS = (
     ("genrec_closed", "genrec_running"),
     ("genrec_mixed", "genrec_running"),
     ("genrec_codes", "genrec_no_merger"),
+    ("genrec", "genrec_no_merger"),
     ("genrec", "genrec_codes"),
     ("genrec", "genrec_vocabulary"),
     ("genrec_codes", "lc_rec"),

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks import paper_tables
-from benchmarks.paper_tables import Settings, choose_systems, completed, in_order, protocol_cells
+from benchmarks.paper_tables import Settings, as_shown, choose_systems, completed, in_order, protocol_cells
 from benchmarks.rl.arms import ARMS
-from benchmarks.tables.systems import TABLES
+from benchmarks.tables.systems import TABLE_1, TABLES
 from genrec_rl.errors import ConfigError
 from reward_models.scripted import Popularity
 from tests.fixtures import make_policy, write_market
@@ -102,6 +102,12 @@ def test_a_reranked_row_orders_the_beams_of_its_policy(monkeypatch, tmp_path):
     with np.load(folder / "answers.npz") as kept:
         assert set(kept) == {"constrained"}
         assert (np.diff(kept["constrained"][:, :50]) < 0).all()  # the later a row, the more popular
+
+
+def test_published_numbers_stand_beside_the_data_that_they_are_of():
+    published = {data: [spec.name for spec in as_shown(TABLE_1, data=data) if spec.published]
+                 for data in ("beauty", "movielens", "synthetic")}  # fmt: skip
+    assert published == {"beauty": ["sasrec_bce", "bert4rec", "tiger", "lc_rec"], "movielens": [], "synthetic": []}
 
 
 def test_no_system_named_is_all_of_them():
