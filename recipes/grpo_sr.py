@@ -159,6 +159,8 @@ def make_trainer(
 
     titles = inputs.dataset.titles
     network = inputs.policy.model.config
+    if args.page_coef > 0 and network.target and "page" not in network.target.split("+"):
+        network.target += "+page"
     validation, watch = make_validation(settings, args, inputs)
     trainer = GRPOSRTrainer(
         inputs.policy,

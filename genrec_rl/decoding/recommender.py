@@ -41,6 +41,9 @@ class BeamRecommender:
         per_beam: continuations of a beam that go on, see ``BeamPlan``; None for no cut.
         sample_seed: draw answers without repeats (Gumbel top-k) in place of the best, one stream of draws through all
             calls; one unconstrained answer a request is what the policy would say.
+
+    Raises:
+        ConfigError: for ``continue_page`` with a policy that was never taught pages.
     """
 
     def __init__(

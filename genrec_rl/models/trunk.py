@@ -72,9 +72,10 @@ def read_trunk(
         return _read_together(model, prompt_ids_BP, is_prompt_BP)
     lengths = is_prompt_BP.sum(1)
     order = lengths.argsort(stable=True)
-    parts = []
-    for rows in order.tensor_split(min(length_groups, len(order))):
-        newest = slice(-max(int(lengths[rows].max()), 1), None)
+    parts, sizes = [], lengths[order].tolist()  # (one wait for the device, whatever the groups)
+    for places in torch.arange(len(sizes)).tensor_split(min(length_groups, len(sizes))):
+        rows, longest = order[places[0] : places[-1] + 1], sizes[places[-1]]
+        newest = slice(-max(longest, 1), None)
         parts.append(_read_together(model, prompt_ids_BP[rows, newest], is_prompt_BP[rows, newest]))
     back, n_places = order.argsort(), prompt_ids_BP.shape[1]
 

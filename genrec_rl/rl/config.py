@@ -108,9 +108,11 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     fused_step: Literal["auto", "always", "never"] = field(
         default="auto", metadata={"help": "read a prompt once for rollouts and loss, where that is the same update"}
     )
-    length_groups: int = field(
-        default=8,
-        metadata={"help": "a step's prompts are read in up to so many groups of like length; 1: all padded alike"},
+    length_groups: int | None = field(
+        default=None,
+        metadata={
+            "help": "a step's prompts are read in up to so many groups of like length; none: 8 on a CPU, else 1"
+        },
     )
     rollout_table_steps: int = field(default=50, metadata={"help": "steps between tables of sampled rollouts"})
 
@@ -157,7 +159,7 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
             raise ConfigError(f"fused_step '{self.fused_step}' is not one of auto, always, never")
         if not 0 <= self.history_dropout < 1:
             raise ConfigError(f"history_dropout {self.history_dropout} must be at least 0 and below 1")
-        if self.length_groups < 1:
+        if self.length_groups is not None and self.length_groups < 1:
             raise ConfigError(f"length_groups is {self.length_groups}, at least 1 is needed; 1 reads all together")
         if self.max_positives < 1:
             raise ConfigError(f"max_positives is {self.max_positives}, at least 1 is needed")

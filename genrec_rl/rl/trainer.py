@@ -175,7 +175,8 @@ class GRPOSRTrainer(GRPOTrainer):
 
     def _read(self, model: Any, ids: Tensor, is_prompt: Tensor) -> Trunk:
         """Read prompts in groups of like length, of at least eight."""
-        groups = min(self.args.length_groups, max(len(ids) // 8, 1))
+        wanted = self.args.length_groups or (8 if ids.device.type == "cpu" else 1)  # (not measured elsewhere)
+        groups = min(wanted, max(len(ids) // 8, 1))
         return read_trunk(model, ids, is_prompt, length_groups=groups)
 
     def _noise(self) -> torch.Generator:

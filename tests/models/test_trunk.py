@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.prefix_tree import attached_logits
 from genrec_rl.models.trunk import Branches, branch_attention, read_trunk
-from tests.fixtures import make_context
+from tests.fixtures import make_context, make_policy
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -84,6 +85,22 @@ def test_prompts_read_in_groups_of_like_length_make_the_same_trunk(policy, group
     for found, expected in zip(grouped.layers, together.layers, strict=True):
         for states, whole in zip(found, expected, strict=True):
             assert torch.allclose(states * real, whole * real, atol=1e-5)
+
+
+@pytest.mark.parametrize("lazy_layers", [None, 1])
+def test_a_trunk_read_in_groups_passes_the_same_gradient(catalog, lazy_layers):
+    policy = make_policy(catalog, lazy_layers=lazy_layers)
+    histories = ([5], [5, 2, 7, 1], [], [3, 8], [4, 4, 9], [6])
+    prompt = policy.prompts.batch([policy.prompts.prompt(make_context(history)) for history in histories])
+    branches = torch.from_numpy(policy.prompts.answer(torch.arange(12).numpy())).view(6, 2, 3)
+    gradients = []
+    for groups in (1, 3):
+        policy.model.zero_grad()
+        trunk = read_trunk(policy.model, *prompt, length_groups=groups)
+        attached_logits(policy.model, trunk, branches).later_BGWV.square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-3)
+    assert gradients[0].abs().max() > 1
 
 
 def test_groups_are_as_many_whatever_the_lengths(policy, monkeypatch):

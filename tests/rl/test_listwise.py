@@ -56,6 +56,16 @@ def test_per_mass_divides_by_the_groups_probability_under_the_reference():
     assert divided.item() == pytest.approx((whole / mass).item())
 
 
+def test_a_group_of_next_to_no_mass_counts_as_one_thousandth():
+    rollouts, margins = ALL[:, :2], torch.tensor([[-1.0, 1.0]]).double()
+    conditionals = tables(0)
+    conditionals[0] = torch.tensor([-10.0, 0, 0, 0, 0, 0]).double().log_softmax(-1)  # both begin with token 0
+    reference, policy = along(conditionals, rollouts), along(tables(1), rollouts)
+    whole = listwise_kl(policy, reference, rollouts, margins, weight=2.0)
+    divided = listwise_kl(policy, reference, rollouts, margins, weight=2.0, per_mass=True)
+    assert divided.item() == pytest.approx(1000 * whole.item())
+
+
 @pytest.mark.parametrize("order", [range(8), [5, 2, 7, 0, 1, 6, 3, 4]])
 def test_over_all_sids_it_is_the_kl_of_whole_sequences(order):
     rollouts = ALL[:, list(order)]
