@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,7 @@ import pytest
 import reward_models.sim
 from genrec_rl.errors import ConfigError, GenRecError
 from recipes import build_sids, evaluate, grpo_sr, prepare, rspo, sft, train_reward, train_xgb
+from tests.fixtures import make_policy
 
 SIM = "reward_models.sim.SIM"
 SMALL_POLICY = ["--hidden_size", "32", "--num_layers", "1", "--num_heads", "2", "--intermediate_size", "32"]
@@ -58,6 +60,22 @@ def test_every_stage_finishes(runs):
 def test_a_policy_knows_what_it_was_taught(runs):
     for name in ("sft", "grpo_sr"):
         assert json.loads((runs / name / "config.json").read_text())["target"] == "page", name
+
+
+@pytest.mark.parametrize(("page_coef", "target"), [(0.0, "running"), (0.1, "running+page")])
+def test_page_coef_counts_as_teaching_pages_before_anything_validates(catalog, monkeypatch, page_coef, target):
+    policy, seen = make_policy(catalog), []
+    policy.model.config.target = "running"
+
+    def validate(_settings, _args, inputs):
+        seen.append(inputs.policy.model.config.target)
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(grpo_sr, "make_validation", validate)
+    inputs = SimpleNamespace(policy=policy, dataset=SimpleNamespace(titles=[]))
+    with pytest.raises(ConfigError, match="far enough"):
+        grpo_sr.make_trainer(None, SimpleNamespace(page_coef=page_coef), inputs, None, checks_reward=False)
+    assert seen == [target]
 
 
 @pytest.mark.slow
