@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from genrec_rl.models.prompts import lazy_ids
-from genrec_rl.models.trunk import Branches, Trunk, unwrap
+from genrec_rl.models.trunk import PrefixBranches, Prefixes, Trunk, unwrap
 
 TRUNK, PADDING = -1, -2
 """Owners of a place that are no branch."""
@@ -138,15 +138,30 @@ def branch_logits(
     return BranchLogits(logits[:, 0], logits[:, 1:].unflatten(1, (n_branches, width)))
 
 
-def attached_logits(model: nn.Module, trunk: Trunk, branches_BGC: Int[Tensor, "B G C"]) -> BranchLogits:
-    """Read branches on prompts that were read already, and train through a trunk that has a gradient."""
+def attached_logits(
+    model: nn.Module,
+    trunk: Trunk,
+    branches_BGC: Int[Tensor, "B G C"],
+    *,
+    is_asked_BGC: Bool[Tensor, "B G C"] | None = None,
+) -> BranchLogits:
+    """Read branches on prompts that were read already, and train through a trunk that has a gradient.
+
+    A prefix that several branches share is read once.
+
+    Args:
+        model: the causal model, which may be wrapped.
+        trunk: the prompts.
+        branches_BGC: token ids.
+        is_asked_BGC: False where a token is certain: what is said of its place means nothing, and costs nothing.
+    """
     n_rows, n_branches, n_tokens = branches_BGC.shape
-    shape = (n_rows, n_branches, n_tokens - 1, trunk.logits_BV.shape[1])
     if n_tokens == 1:  # the prompt predicts it all
-        return BranchLogits(trunk.logits_BV, trunk.logits_BV.new_empty(shape))
-    branches = Branches(trunk, n_branches=n_branches)
-    later = branches.read(model, branches_BGC[:, :, :-1].flatten(1)).logits
-    return BranchLogits(trunk.logits_BV, later.view(shape))
+        empty = trunk.logits_BV.new_empty(n_rows, n_branches, 0, trunk.logits_BV.shape[1])
+        return BranchLogits(trunk.logits_BV, empty)
+    is_asked_BGW = None if is_asked_BGC is None else is_asked_BGC[:, :, 1:]
+    prefixes = Prefixes.of(branches_BGC[:, :, :-1], is_asked_BGW)
+    return BranchLogits(trunk.logits_BV, prefixes.spread(PrefixBranches(trunk, prefixes).read_all(model).logits))
 
 
 class BranchScores(NamedTuple):

@@ -8,7 +8,7 @@ beside every attention implementation, which only the trunk is read with. A trun
 trained through. Threads that share a model take turns: its attention is exchanged while branches are read.
 
     B prompts   P prompt places   N branches   W new places of a branch   T past and new places of a branch
-    A query heads   K key heads   D head size   V vocabulary
+    Q distinct prefixes of a prompt's branches   A query heads   K key heads   D head size   V vocabulary
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
+from typing_extensions import override
 
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prompts import lazy_ids
@@ -131,6 +132,7 @@ class Branches:
         self.past = past
         self.lower = lower
         self.bias = trunk.padding_bias()
+        self.sees_own: Bool[Tensor, "B N T"] | None = None
         self._taken: Past = {}
 
     def share_lower(self, backbone: nn.Module, *, n_places: int) -> None:
@@ -147,10 +149,13 @@ class Branches:
         """Run a causal model, or its backbone, over the branches' next W tokens, the first at ``depth``."""
         width = ids_BN.shape[1] // self.n_branches
         steps = torch.arange(depth, depth + width, device=ids_BN.device).repeat(self.n_branches)
-        if unwrap(model).config.is_lazy:
-            ids_BN = lazy_ids(ids_BN, steps)
         if self.lower is not None:
             kwargs["lower_states"] = self.lower[:, steps]
+        return self._read(model, ids_BN, steps, **kwargs)
+
+    def _read(self, model: nn.Module, ids_BN: Int[Tensor, "B N"], steps: Int[Tensor, "*b N"], **kwargs: Any) -> Any:
+        if unwrap(model).config.is_lazy:
+            ids_BN = lazy_ids(ids_BN, steps)
         self._taken = {}
         with _attending_branches(model):
             return model(
@@ -182,6 +187,85 @@ class Branches:
         return keys, values
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Prefixes:
+    """The distinct prefixes of G branches of W places, Q a prompt: each is one place, read once for all branches.
+
+    ``place_BGW`` says which place reads a branch's prefix; any, where nobody asks what follows it. ``line_BQW`` are
+    the places of a prefix and of what it begins with, by depth, behind which nothing stands that counts.
+    """
+
+    tokens_BQ: Int[Tensor, "B Q"]
+    depth_BQ: Int[Tensor, "B Q"]
+    line_BQW: Int[Tensor, "B Q W"]
+    place_BGW: Int[Tensor, "B G W"]
+
+    @classmethod
+    def of(cls, branches_BGW: Int[Tensor, "B G W"], is_asked_BGW: Bool[Tensor, "B G W"] | None = None) -> "Prefixes":
+        """Find them.
+
+        Args:
+            branches_BGW: tokens.
+            is_asked_BGW: False where it is certain what follows a prefix, the same of equal prefixes: it has a place
+                only if a longer one is asked about. Without it all are.
+        """
+        n_rows, n_branches, width = branches_BGW.shape
+        same_BGGW = (branches_BGW[:, :, None] == branches_BGW[:, None]).cumprod(-1)
+        first_BGW = same_BGGW.argmax(2)  # (the first of the largest: the first branch that begins so)
+        is_place = first_BGW == torch.arange(n_branches, device=branches_BGW.device)[:, None]
+        if is_asked_BGW is not None:
+            is_place &= is_asked_BGW.flip(-1).cummax(-1).values.flip(-1)
+        is_place_BN = is_place.flatten(1)
+        number_BN = is_place_BN.cumsum(1) - 1
+        steps_W = torch.arange(width, device=branches_BGW.device)
+        place_BGW = number_BN.gather(1, (first_BGW * width + steps_W).flatten(1)).clamp(min=0).view_as(first_BGW)
+        n_places = max(int(is_place_BN.sum(1).max()), 1)
+        # Rows with fewer places repeat place 0 behind their own; no branch points there.
+        chosen_BQ = torch.zeros(n_rows, n_places, dtype=torch.long, device=branches_BGW.device)
+        rows, taken = is_place_BN.nonzero(as_tuple=True)
+        chosen_BQ[rows, number_BN[rows, taken]] = taken
+        line_BNW = place_BGW[:, :, None].expand(-1, -1, width, -1).flatten(1, 2)
+        return cls(
+            branches_BGW.flatten(1).gather(1, chosen_BQ),
+            chosen_BQ % width,
+            line_BNW.gather(1, chosen_BQ[..., None].expand(-1, -1, width)),
+            place_BGW,
+        )
+
+    def spread(self, found_BQV: Float[Tensor, "B Q V"]) -> Float[Tensor, "B G W V"]:
+        """Give every branch what was found at its prefixes."""
+        n_rows, n_places, size = found_BQV.shape
+        starts = torch.arange(n_rows, device=found_BQV.device)[:, None, None] * n_places
+        index = (self.place_BGW + starts).flatten()
+        return found_BQV.flatten(0, 1).index_select(0, index).view(*self.place_BGW.shape, size)
+
+
+class PrefixBranches(Branches):
+    """Distinct prefixes on a trunk: a place sees the trunk, the prefixes that its own begins with, and itself."""
+
+    def __init__(self, trunk: Trunk, prefixes: Prefixes) -> None:
+        super().__init__(trunk, n_branches=prefixes.tokens_BQ.shape[1])
+        self.prefixes = prefixes
+        width = prefixes.line_BQW.shape[2]
+        self.sees_own = torch.arange(width, device=prefixes.depth_BQ.device) <= prefixes.depth_BQ[..., None]
+
+    def read_all(self, model: nn.Module) -> Any:
+        """Run a causal model over every prefix."""
+        return self._read(model, self.prefixes.tokens_BQ, self.prefixes.depth_BQ)
+
+    @override
+    def take(self, layer: int, keys_BKQD: Tensor, values_BKQD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of each place's line (B K Q W D)."""
+        line_BQW = self.prefixes.line_BQW
+        index = line_BQW.flatten(1)[:, None, :, None]
+
+        def along(states: Tensor) -> Tensor:
+            every = index.expand(-1, states.shape[1], -1, states.shape[3])
+            return states.gather(2, every).unflatten(2, line_BQW.shape[1:])
+
+        return along(keys_BKQD), along(values_BKQD)
+
+
 def branch_attention(
     queries_BAQD: Float[Tensor, "B A Q D"],
     trunk_BKPD: tuple[Float[Tensor, "B K P D"], Float[Tensor, "B K P D"]],
@@ -189,8 +273,12 @@ def branch_attention(
     *,
     bias: Float[Tensor, "B 1 1 P"] | None,
     scaling: float,
+    sees_own_BNT: Bool[Tensor, "B N T"] | None = None,
 ) -> Float[Tensor, "B A Q D"]:
-    """Return softmax(q [trunk keys, own keys]) [trunk values, own values] for the N W = Q newest places."""
+    """Return softmax(q [trunk keys, own keys]) [trunk values, own values] for the N W = Q newest places.
+
+    A place sees its branch's places up to itself, or with W = 1 those of ``sees_own``.
+    """
     n_rows, n_heads, n_places, size = queries_BAQD.shape
     (trunk_keys, trunk_values), (own_keys, own_values) = trunk_BKPD, own_BKNTD
     n_keys, n_branches, n_own = own_keys.shape[1:4]
@@ -200,7 +288,9 @@ def branch_attention(
     if bias is not None:
         far = far + bias
     near = (queries.unsqueeze(-2) * own_keys[:, :, None, :, None]).sum(-1)
-    if width > 1:
+    if sees_own_BNT is not None:
+        near = near.masked_fill(~sees_own_BNT[:, None, None, :, None], torch.finfo(near.dtype).min)
+    elif width > 1:
         sees = torch.ones(width, n_own, dtype=torch.bool, device=near.device).tril(n_own - width)
         near = near.masked_fill(~sees, torch.finfo(near.dtype).min)
     weights = torch.cat([far, near.flatten(2, 4)], dim=-1).softmax(-1, dtype=torch.float32).to(far.dtype)
@@ -226,8 +316,9 @@ def _attend(
     if dropout > 0:
         raise ConfigError(f"attention_dropout is {dropout}: branches have none; set it to 0 in the policy's config")
     own = branches.take(module.layer_idx, key, value)
-    trunk = branches.trunk.layers[module.layer_idx]
-    return branch_attention(query, trunk, own, bias=branches.bias, scaling=scaling).transpose(1, 2), None
+    trunk, bias, sees_own = branches.trunk.layers[module.layer_idx], branches.bias, branches.sees_own
+    mixed = branch_attention(query, trunk, own, bias=bias, scaling=scaling, sees_own_BNT=sees_own)
+    return mixed.transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, _attend)

@@ -330,8 +330,9 @@ class GRPOSRTrainer(GRPOTrainer):
         assert self._start is not None
         trained = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self._start.network(trained) as start, self.accelerator.autocast():
-            logits = attached_logits(start, self._read(start, *prompt), branches)
-        return logits.log_probs(allowed_BGCV=self._allowed(branches))
+            trunk, allowed = self._read(start, *prompt), self._allowed(branches)
+            logits = attached_logits(start, trunk, branches, is_asked_BGC=_has_choice(allowed))
+        return logits.log_probs(allowed_BGCV=allowed)
 
     def _nll_alone(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Score the positives alone: supervised training on the same pages, steps and schedule, as a control."""
@@ -344,12 +345,13 @@ class GRPOSRTrainer(GRPOTrainer):
 
     def _log_probs(self, model: Any, prompt_ids: Tensor, is_prompt: Tensor, branches: Tensor) -> BranchLogits:
         """Read branches along their prompts, which a fused step has read already."""
+        allowed = self._allowed(branches)
         with self.accelerator.autocast():
             if self._trunk is not None and torch.is_grad_enabled():
-                logits = attached_logits(model, self._trunk, branches)
+                logits = attached_logits(model, self._trunk, branches, is_asked_BGC=_has_choice(allowed))
             else:
                 logits = branch_logits(model, prompt_ids, is_prompt, branches)
-        return logits.log_probs(allowed_BGCV=self._allowed(branches))
+        return logits.log_probs(allowed_BGCV=allowed)
 
     @torch.no_grad()
     def _read_policy(self, *batch: Tensor) -> BranchLogits:
@@ -422,6 +424,11 @@ class GRPOSRTrainer(GRPOTrainer):
     def rollout_table(self, titles: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return a sample of the newest rollouts as rows of ``telemetry.TABLE_COLUMNS``."""
         return rollout_table(*self._newest, titles) if self._newest else []
+
+
+def _has_choice(allowed_BGCV: Tensor | None) -> Tensor | None:
+    """Return where a token has siblings: elsewhere its probability is 1, whatever the policy says."""
+    return None if allowed_BGCV is None else allowed_BGCV.sum(-1) > 1
 
 
 def _roll_out(prompts: list[np.ndarray], trainer: GRPOSRTrainer) -> dict[str, Any]:
