@@ -3,6 +3,7 @@
     python benchmarks/rl_gain.py --data movielens --seeds 0 1 2
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids ours --input ../shared/data
     python benchmarks/rl_gain.py --data synthetic --seeds 0
+    python benchmarks/rl_gain.py --data beauty --protocol loo --sids letter --length long --arms listwise_kl_per_mass
 
 Reads   the data and the SFT policies of ``paper_tables.py``, which it makes where they are missing.
 Writes  runs/rl/<data>/<protocol>/<sids>/<policy>/: reward models, every arm's policy and answers, a folder each, done
@@ -73,6 +74,9 @@ class Settings:
         default=None, metadata={"help": "row of Table 1 to start from; none: genrec of pages, genrec_wide of loo"}
     )
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and LETTER's SIDs"})
+    length: Literal["short", "long"] = field(
+        default="short", metadata={"help": "short: all arms, benchmarks/rl/<data>.yaml; long: <data>_long.yaml"}
+    )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     arms: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
     jobs: int = field(default=1, metadata={"help": "cells at a time"})
@@ -132,7 +136,7 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
              (sft.folder,))
         for name in ("reward", "gold")
     )  # fmt: skip
-    config = HERE / f"{settings.data}.yaml"
+    config = config_file(settings)
     arms = {}
     for arm in ARMS.values():
         made_with = facts | {"reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
@@ -142,7 +146,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
             made_with |= {"margin_weight": margin_weight(settings)}
         run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
                       ["--config", str(config), *stages, *requests], continues_page=continues_page)  # fmt: skip
-        folder = root / arm.name / f"seed{seed}"
+        is_long = settings.length == "long" and arm.arguments is not None
+        folder = root / (f"{arm.name}_long" if is_long else arm.name) / f"seed{seed}"
         needs = (reward.folder, gold.folder)
         arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"], needs)
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
@@ -218,9 +223,23 @@ def margin_weight(settings: Settings) -> float:
     return float(config_of(settings)["margin_weight"])
 
 
+def config_file(settings: Settings) -> Path:
+    """Return the file of what all arms of a data set share.
+
+    Raises:
+        ConfigError: when a data set has none of this length.
+    """
+    name = settings.data if settings.length == "short" else f"{settings.data}_{settings.length}"
+    file = HERE / f"{name}.yaml"
+    if not file.exists():
+        there = ", ".join(sorted(path.name for path in HERE.glob(f"{settings.data}*.yaml")))
+        raise ConfigError(f"length {settings.length}: there is no benchmarks/rl/{name}.yaml (there are {there})")
+    return file
+
+
 def config_of(settings: Settings) -> dict[str, Any]:
     """Return what all arms of a data set share."""
-    return yaml.safe_load((HERE / f"{settings.data}.yaml").read_text())
+    return yaml.safe_load(config_file(settings).read_text())
 
 
 def logged(folder: Path, name: str) -> tuple[list[int], list[float]]:
@@ -246,9 +265,7 @@ def report(settings: Settings) -> None:
         console.print("nothing is done yet")
         return
     dataset = load_dataset(cells.sft[0].folder)
-    requests = Requests.of(
-        dataset.examples("test", max_history=None), is_held_out=held_out_by(HERE / f"{settings.data}.yaml")
-    )
+    requests = Requests.of(dataset.examples("test", max_history=None), is_held_out=held_out_by(config_file(settings)))
     means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
         name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}
@@ -283,7 +300,7 @@ def pair_by_seed(
 def unusual(settings: Settings) -> list[str]:
     """Return what of protocol, SIDs and policy is not the default, so that other tables have other files."""
     usual = Settings()
-    return [getattr(settings, name) for name in ("protocol", "sids", "policy")
+    return [getattr(settings, name) for name in ("protocol", "sids", "policy", "length")
             if getattr(settings, name) != getattr(usual, name)]  # fmt: skip
 
 

@@ -18,6 +18,7 @@ PLAIN = (*RATE, "--anchor_positives", "false", "--nll_coef", "0")
 CONTROL = (*RATE, "--unlabelled_share", "0")
 """All its prompts are labelled, at a rate at which it does not fall."""
 NO_GATE = ("--gate", "none")
+DISTILLED = ("--policy_term", "listwise_kl")
 WEIGHED = ("--rollout_weights", "policy", "--scale_rewards", "none")
 """Each beam counts by its probability: the gradient of the expected reward, which pushes nothing out of the beam."""
 
@@ -57,24 +58,27 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
             Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),
             Arm("grpo_sr_weighed", "GRPO-SR, beams weighed by the policy, no division", (*GENTLE, *WEIGHED)),
-            Arm("listwise_kl", "listwise KL", ("--policy_term", "listwise_kl")),
+            Arm("listwise_kl", "listwise KL", DISTILLED),
+            Arm("listwise_kl_per_mass", "listwise KL, groups counted alike", (*DISTILLED, "--per_mass", "true")),
         )
     }
 )
 
+DISTILLING = ("listwise_kl", "listwise_kl_per_mass")
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),
-    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_weighed", "listwise_kl")),
+    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_weighed", *DISTILLING)),
     ("grpo_sr", "grpo"),
     ("grpo_sr_weighed", "grpo_sr"),
     ("grpo_sr", "grpo_sr_no_anchor"),
     ("grpo_sr", "grpo_sr_no_gate"),
     ("grpo", "grpo_no_gate"),
     ("grpo_sr_no_gate", "grpo_no_gate"),
-    ("listwise_kl", "best_of_n"),
+    *((name, "best_of_n") for name in DISTILLING),
+    ("listwise_kl_per_mass", "listwise_kl"),
 )
 GAINS = (
-    *((a, b) for a in ("listwise_kl", "grpo_sr") for b in ("sft", "sft_continued")),
+    *((a, b) for a in (*DISTILLING, "grpo_sr") for b in ("sft", "sft_continued")),
     ("grpo_sr", "grpo"),
 )
 """Pairs that say whether RL gained, told seed by seed and stratum by stratum."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import rl_gain
-from benchmarks.rl.arms import ARMS, PAIRS, SIGNS
+from benchmarks.rl.arms import ARMS, DISTILLING, PAIRS, SIGNS
 from benchmarks.rl_gain import HERE, Settings, as_markdown, judges, logged, margin_weight, seed_cells, unusual
 from benchmarks.tables.measure import Requests
 from genrec_rl.config import parse_recipe
@@ -14,12 +14,12 @@ from genrec_rl.rl.config import GRPOSRConfig
 from recipes import grpo_sr
 
 
-@pytest.mark.parametrize("data", ["movielens", "beauty", "synthetic"])
+@pytest.mark.parametrize("data", ["movielens", "beauty", "beauty_long", "synthetic"])
 @pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.arguments is not None])
 def test_every_arm_is_one_that_the_recipe_takes(tmp_path, data, arm):
     words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), *ARMS[arm].arguments]
     _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
-    assert args.policy_term == {"listwise_kl": "listwise_kl", "sft_continued": "none"}.get(arm, "grpo")
+    assert args.policy_term == {"sft_continued": "none"}.get(arm, "listwise_kl" if arm in DISTILLING else "grpo")
     assert (args.nll_coef == 0) == arm.startswith("grpo") * ("sr" not in arm)
     assert args.anchor_positives == (arm not in ("grpo", "grpo_no_gate", "grpo_sr_no_anchor"))
 
@@ -71,6 +71,21 @@ def test_the_weight_of_re_ranking_is_in_the_key_of_that_row(monkeypatch):
 def test_what_is_not_the_default_has_a_file_of_its_own():
     assert unusual(Settings()) == unusual(Settings(data="beauty")) == []
     assert unusual(Settings(protocol="loo", sids="letter", policy="genrec_wide")) == ["loo", "letter", "genrec_wide"]
+    assert unusual(Settings(data="beauty", length="long")) == ["long"]
+
+
+def test_long_runs_have_cells_of_their_own_and_share_what_is_not_trained():
+    short, long = (seed_cells(Settings(data="beauty", length=length), 0) for length in ("short", "long"))
+    same = [name for name in ARMS if short.arms[name].folder == long.arms[name].folder]
+    assert same == ["sft", "best_of_n"]
+    assert all(short.arms[name].key == long.arms[name].key for name in same)
+    assert short.arms["listwise_kl"].key != long.arms["listwise_kl"].key
+    assert short.reward.folder == long.reward.folder
+
+
+def test_a_length_that_a_data_set_has_not_is_refused():
+    with pytest.raises(ConfigError, match=r"no benchmarks/rl/movielens_long\.yaml \(there are movielens\.yaml\)"):
+        seed_cells(Settings(length="long"), 0)
 
 
 def test_unknown_arm_offers_the_nearest(monkeypatch):
