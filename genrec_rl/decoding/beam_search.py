@@ -2,9 +2,10 @@
 
 Beams hang on their prompt's trunk as branches (``models.trunk``): no cache is copied or reordered. A level looks
 at its own vocabulary rows only where a trie constrains it, and at real children only. Scores are log-probabilities
-under the full softmax, the numbers that teacher forcing gives, unless normalised within the level.
+under the full softmax, the numbers that teacher forcing gives, unless normalised within the level. Normalised over
+real children, a beam that only one SID continues is not read any more: its end has probability 1.
 
-    B prompts   P prompt places   W beams   L levels   V vocabulary   K tokens looked at
+    B prompts   P prompt places   W beams   U of them that are read   L levels   V vocabulary   K tokens looked at
 """
 
 from dataclasses import dataclass
@@ -122,7 +123,7 @@ def search_from(
         raise ConfigError(f"beam widths {list(plan.widths)} are for {len(plan.widths)} levels of {vocab.n_levels}")
     if generator is not None and plan.per_beam is not None:
         raise ConfigError(f"per_beam {plan.per_beam}: a cut of each beam's continuations is no sample; leave it out")
-    beams = _Growing(model, trunk, vocab, plan, is_constrained=trie is not None)
+    beams = _Growing(model, trunk, vocab, plan, trie)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
         if trie is not None and plan.normalisation == "children":
@@ -178,8 +179,8 @@ def over_children(
 class _Growing:
     """The growing beams of B prompts."""
 
-    def __init__(self, model: Any, trunk: Trunk, vocab: SidVocab, plan: BeamPlan, *, is_constrained: bool) -> None:
-        self.model, self.trunk, self.vocab, self.is_constrained = model, trunk, vocab, is_constrained
+    def __init__(self, model: Any, trunk: Trunk, vocab: SidVocab, plan: BeamPlan, trie: SidTrie | None) -> None:
+        self.model, self.trunk, self.vocab, self.is_constrained = model, trunk, vocab, trie is not None
         self.by_level = plan.normalisation != "vocabulary"
         n_rows = len(trunk.logits_BV)
         device = trunk.logits_BV.device
@@ -187,11 +188,15 @@ class _Growing:
         self.nodes = torch.zeros(n_rows, 1, dtype=torch.long, device=device)
         self.scores = torch.zeros(n_rows, 1, device=device)
         self.ranks = self.scores  # what beams are chosen by: their scores, or those with Gumbel noise
+        self._settling = trie if plan.normalisation == "children" else None
         self._branches: Branches | None = None
-        self._parents = torch.empty(n_rows, 0, dtype=torch.long, device=device)
+        self._branch_BW = self._parents = torch.empty(n_rows, 0, dtype=torch.long, device=device)
 
     def next_log_probs(self, level: int) -> tuple[Float[Tensor, "B W K"], int]:
-        """Return each beam's next distribution over K tokens that lie side by side, and the first of them."""
+        """Return each beam's next distribution over K tokens that lie side by side, and the first of them.
+
+        Of a beam whose end is certain it says nothing: all are 0.
+        """
         rows = slice(None)
         if self.is_constrained or self.by_level:
             first = self.vocab.level_starts[level]
@@ -200,14 +205,37 @@ class _Growing:
             logits = self.trunk.logits_BV.unsqueeze(1)
             log_probs = _normalise(logits[..., rows] if self.by_level else logits)
             return (log_probs if self.by_level else log_probs[..., rows]), rows.start or 0
+        if self._settling is None:
+            hidden = self._read(self.tokens[:, :, -1], self._parents, depth=level - 1)
+            head = self.model.get_output_embeddings()
+            return next_log_probs(head, hidden, rows=rows, by_level=self.by_level), rows.start or 0
+        return self._next_of_open(self._settling, level, rows), rows.start
+
+    def _next_of_open(self, trie: SidTrie, level: int, rows: slice) -> Float[Tensor, "B W K"]:
+        """Read the beams alone that several SIDs continue; a row that has fewer of them reads others beside."""
+        is_open_BW = ~trie.is_certain(level, self.nodes)
+        n_read = int(is_open_BW.sum(1).max())
+        read_BU = is_open_BW.int().argsort(dim=1, descending=True, stable=True)[:, :n_read]
+        found = torch.zeros(*is_open_BW.shape, rows.stop - rows.start, device=read_BU.device)
+        if n_read:
+            parents_BU = self._branch_BW.gather(1, self._parents.gather(1, read_BU)) if level > 1 else read_BU
+            hidden = self._read(self.tokens[:, :, -1].gather(1, read_BU), parents_BU, depth=level - 1)
+            log_probs = next_log_probs(self.model.get_output_embeddings(), hidden, rows=rows, by_level=True)
+            found = found.scatter(1, read_BU.unsqueeze(2).expand_as(log_probs), log_probs)
+        branches_BU = torch.arange(n_read, device=read_BU.device).expand_as(read_BU)
+        self._branch_BW = torch.zeros_like(self.nodes).scatter(1, read_BU, branches_BU)
+        return found
+
+    def _read(
+        self, tokens_BU: Int[Tensor, "B U"], parents_BU: Int[Tensor, "B U"], *, depth: int
+    ) -> Float[Tensor, "B U H"]:
+        """Read the newest token of branches that go on from those that were read before."""
         if self._branches is None:
-            self._branches = Branches(self.trunk, n_branches=self.tokens.shape[1])
+            self._branches = Branches(self.trunk, n_branches=tokens_BU.shape[1])
             self._branches.share_lower(self.model.model, n_places=self.vocab.n_levels - 1)
         else:
-            self._branches = self._branches.follow(self._parents)
-        hidden = self._branches.read(self.model.model, self.tokens[:, :, -1], depth=level - 1).last_hidden_state
-        head = self.model.get_output_embeddings()
-        return next_log_probs(head, hidden, rows=rows, by_level=self.by_level), rows.start or 0
+            self._branches = self._branches.follow(parents_BU)
+        return self._branches.read(self.model.model, tokens_BU, depth=depth).last_hidden_state
 
     def grow(self, best: BestChildren, *, first_token: int) -> None:
         """Replace the beams by their chosen continuations; columns that are dead in all rows go."""

@@ -121,6 +121,15 @@ class SidTrie:
         parents = (segments.owners % nodes.shape[1]).unsqueeze(2).expand_as(codes)
         return codes.flatten(1), child_nodes.flatten(1), parents.flatten(1), is_child.flatten(1)
 
+    def is_certain(self, level: int, nodes: Int64[Tensor, "B W"]) -> Bool[Tensor, "B W"]:
+        """Return whether at most one SID of the catalogue goes on from each node; NO_NODE has none."""
+        is_certain = torch.ones_like(nodes, dtype=torch.bool)
+        for begins, _ in self._levels(nodes.device)[level:]:
+            first, end = begins[nodes + 1], begins[nodes + 2]
+            is_certain &= end - first <= 1
+            nodes = torch.where(end > first, first.long(), NO_NODE)
+        return is_certain
+
     def best_children(
         self,
         level: int,

@@ -6,6 +6,8 @@ import torch
 
 from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.errors import ConfigError, RolloutError
+from genrec_rl.models.trunk import Branches
+from genrec_rl.sids.trie import SidTrie
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 from tests.models.test_prefix_tree import one_by_one
 
@@ -134,6 +136,34 @@ def test_probabilities_over_real_children_sum_to_one_over_the_catalogue(policy, 
     how = {"normalisation": "children"}
     found = search(policy, ids, is_prompt, catalog.trie.n_sids, trie=catalog.trie, how=how)
     assert torch.allclose(found.log_probs_BW.exp().sum(1), torch.ones(len(ids)), atol=1e-5)
+
+
+@pytest.mark.parametrize("lazy_layers", [None, 1])
+@pytest.mark.parametrize("widths", [(12,), (3, 2, 5), (4, 8, 8)])
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_beams_whose_end_is_certain_need_no_reading(catalog, monkeypatch, lazy_layers, widths, is_drawn):
+    policy = make_policy(catalog, lazy_layers=lazy_layers)
+    _, ids, is_prompt = prompts_of(policy)
+    found = []
+    for reads_all in (False, True):
+        if reads_all:
+            monkeypatch.setattr(SidTrie, "is_certain", lambda _, __, nodes: torch.zeros_like(nodes, dtype=torch.bool))
+        noise = {"generator": torch.Generator().manual_seed(0)} if is_drawn else {}
+        how = {"normalisation": "children"}
+        found.append(search(policy, ids, is_prompt, *widths, how=how, trie=catalog.trie, **noise))
+    assert found[0].tokens_BWL.equal(found[1].tokens_BWL)
+    assert torch.allclose(found[0].log_probs_BW, found[1].log_probs_BW, atol=1e-6)
+
+
+def test_only_beams_that_may_go_several_ways_are_read(policy, catalog, monkeypatch):
+    """Of twelve SIDs four first codes begin two to four each; of ten pairs [0, 0] and [1, 1] begin two."""
+    _, ids, is_prompt = prompts_of(policy)
+    read = []
+    plain = Branches.read
+    monkeypatch.setattr(Branches, "read", lambda self, *a, **k: read.append(self.n_branches) or plain(self, *a, **k))
+    search(policy, ids, is_prompt, 12, trie=catalog.trie)
+    search(policy, ids, is_prompt, 12, trie=catalog.trie, how={"normalisation": "children"})
+    assert read == [4, 10, 4, 2]
 
 
 def test_siblings_keep_their_ratio_over_real_children(policy, catalog):

@@ -44,6 +44,23 @@ def test_dead_beam_has_no_children():
     assert real_children(trie, 1, [[NO_NODE]]) == [[]]
 
 
+def test_an_end_is_certain_where_one_sid_goes_on():
+    trie = SidTrie(np.array([[0, 0, 0], [0, 1, 0], [0, 1, 2], [1, 2, 2], [2, 0, 1], [2, 0, 3]]), [3, 3, 4])
+    assert trie.is_certain(0, ROOT).tolist() == [[False]]
+    assert trie.is_certain(1, torch.tensor([[0, 1, 2, NO_NODE]])).tolist() == [[False, True, False, True]]
+    assert trie.is_certain(2, torch.tensor([[0, 1], [2, 3]])).tolist() == [[True, False], [True, False]]
+
+
+@given(SIDS)
+def test_an_end_is_certain_exactly_where_the_walk_has_one_path(rows):
+    trie = SidTrie(np.array(rows), [5, 5, 5])
+    for level in range(4):
+        below = [sid[:level] for sid in sids_below(trie)]
+        prefixes = sorted(set(below))
+        is_certain = trie.is_certain(level, torch.arange(len(prefixes))[None])
+        assert is_certain[0].tolist() == [below.count(prefix) == 1 for prefix in prefixes]
+
+
 def test_place_without_a_child_holds_a_dead_node():
     trie = SidTrie(np.array([[0, 1], [0, 2], [2, 0]]), [3, 3])
     _, children, _, is_child = trie.children(1, torch.tensor([[0, 1]]))
