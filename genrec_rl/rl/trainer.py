@@ -30,14 +30,8 @@ from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.policy import Policy
-from genrec_rl.models.prefix_tree import (
-    BranchLogits,
-    BranchScores,
-    attached_logits,
-    branch_logits,
-    score_branches,
-)
-from genrec_rl.models.trunk import Trunk, in_eval_mode, read_trunk
+from genrec_rl.models.prefix_tree import BranchLogits, BranchScores, score_branches
+from genrec_rl.models.trunk import Trunk, in_eval_mode
 from genrec_rl.rewards.calibration import calibrate_rewards, log_odds
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.diagnostics import HackingWatch
@@ -46,6 +40,7 @@ from genrec_rl.rl.listwise import listwise_kl
 from genrec_rl.rl.losses import positive_nll
 from genrec_rl.rl.preference import pair_statistics, preference_metrics
 from genrec_rl.rl.preference_settings import PREFERENCE_TERMS
+from genrec_rl.rl.reading import Reader
 from genrec_rl.rl.rollouts import (
     RolloutScorer,
     asked,
@@ -59,7 +54,6 @@ from genrec_rl.rl.selection import guarded
 from genrec_rl.rl.start import Start, StartProbe, draw_requests
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
 from genrec_rl.rl.unified import candidate_list, unified_weights
-from genrec_rl.sft.siblings import Siblings
 from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
@@ -102,7 +96,6 @@ class GRPOSRTrainer(GRPOTrainer):
                 "the policy was trained with softmax children, so it knows nothing of SIDs that do not exist; set "
                 "constrained_rollouts: true, or train it with `recipes/sft.py --softmax vocabulary`"
             )
-        self._siblings = Siblings(scorer.catalog, policy.vocab) if softmax == "children" else None
         if args.page_coef > 0 and policy.prompts.grammar.page_items == "merged":
             raise ConfigError("page_coef reads a page's finished items as codes, the policy as merged; set it to 0")
         if args.page_coef > 0 and policy.model.config.is_lazy:
@@ -132,6 +125,7 @@ class GRPOSRTrainer(GRPOTrainer):
                 rollout_func=_roll_out,
                 **kwargs,
             )
+        self._reader = Reader(policy, scorer.catalog, self.accelerator, length_groups=args.length_groups)
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
         self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, softmax)
         if validation is not None and isinstance(validation.watch, HackingWatch) and args.probe_requests:
@@ -148,8 +142,7 @@ class GRPOSRTrainer(GRPOTrainer):
         batch = self.policy.prompts.batch(distinct)
         ids, is_prompt = (x.to(self.accelerator.device) for x in batch)
         if self.is_fused:
-            with self.accelerator.autocast():
-                self._trunk = self._read(self.model_wrapped, ids, is_prompt)
+            self._trunk = self._reader.trunk(self.model_wrapped, ids, is_prompt)
         self._beams = self._search(ids, is_prompt)
         tokens = self._beams.tokens_BWL
         if tokens.shape[1] < size:
@@ -169,15 +162,10 @@ class GRPOSRTrainer(GRPOTrainer):
             if self.args.rollouts_from == "start":
                 assert self._start is not None
                 with self._start.network(wrapped) as start, self.accelerator.autocast():
-                    return roll_out_from(start, self._read(start, ids, is_prompt), **settings)
+                    return roll_out_from(start, self._reader.trunk(start, ids, is_prompt), **settings)
             with in_eval_mode(model), self.accelerator.autocast():
-                return roll_out_from(model, self._trunk or self._read(model, ids, is_prompt), **settings)
-
-    def _read(self, model: Any, ids: Tensor, is_prompt: Tensor) -> Trunk:
-        """Read prompts in groups of like length, of at least eight."""
-        wanted = self.args.length_groups or (8 if ids.device.type == "cpu" else 1)  # (not measured elsewhere)
-        groups = min(wanted, max(len(ids) // 8, 1))
-        return read_trunk(model, ids, is_prompt, length_groups=groups)
+                trunk = self._trunk or self._reader.trunk(model, ids, is_prompt)
+                return roll_out_from(model, trunk, **settings)
 
     def _noise(self) -> torch.Generator:
         """Return this step's and this process's source of noise, which a resumed run finds again."""
@@ -329,10 +317,8 @@ class GRPOSRTrainer(GRPOTrainer):
         """Read branches under the policy that RL started from."""
         assert self._start is not None
         trained = self.accelerator.unwrap_model(model)
-        with torch.no_grad(), self._start.network(trained) as start, self.accelerator.autocast():
-            trunk, allowed = self._read(start, *prompt), self._allowed(branches)
-            logits = attached_logits(start, trunk, branches, is_asked_BGC=_has_choice(allowed))
-        return logits.log_probs(allowed_BGCV=allowed)
+        with torch.no_grad(), self._start.network(trained) as start:
+            return self._reader.on_trunk(start, self._reader.trunk(start, *prompt), branches)
 
     def _nll_alone(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Score the positives alone: supervised training on the same pages, steps and schedule, as a control."""
@@ -345,27 +331,14 @@ class GRPOSRTrainer(GRPOTrainer):
 
     def _log_probs(self, model: Any, prompt_ids: Tensor, is_prompt: Tensor, branches: Tensor) -> BranchLogits:
         """Read branches along their prompts, which a fused step has read already."""
-        allowed = self._allowed(branches)
-        with self.accelerator.autocast():
-            if self._trunk is not None and torch.is_grad_enabled():
-                logits = attached_logits(model, self._trunk, branches, is_asked_BGC=_has_choice(allowed))
-            else:
-                logits = branch_logits(model, prompt_ids, is_prompt, branches)
-        return logits.log_probs(allowed_BGCV=allowed)
+        if self._trunk is not None and torch.is_grad_enabled():
+            return self._reader.on_trunk(model, self._trunk, branches)
+        return self._reader.in_one_forward(model, prompt_ids, is_prompt, branches)
 
     @torch.no_grad()
     def _read_policy(self, *batch: Tensor) -> BranchLogits:
         with in_eval_mode(self.policy.model):
             return self._log_probs(self.policy.model, *(x.to(self.accelerator.device) for x in batch))
-
-    def _allowed(self, branches: Tensor) -> Tensor | None:
-        """Return which tokens could stand in each branch token's place, for a softmax over children."""
-        if self._siblings is None:
-            return None
-        items = branches.cpu().unflatten(-1, (-1, self.policy.vocab.n_levels))
-        rows = self.scorer.catalog.rows_of(self.policy.vocab.codes(items))
-        nodes = torch.from_numpy(self._siblings.nodes[rows.numpy()])
-        return self._siblings.of(nodes.flatten()).view(*branches.shape, -1).to(branches.device)
 
     @override
     def _get_per_token_logps_and_entropies(
@@ -424,11 +397,6 @@ class GRPOSRTrainer(GRPOTrainer):
     def rollout_table(self, titles: Sequence[str]) -> list[tuple[Any, ...]]:
         """Return a sample of the newest rollouts as rows of ``telemetry.TABLE_COLUMNS``."""
         return rollout_table(*self._newest, titles) if self._newest else []
-
-
-def _has_choice(allowed_BGCV: Tensor | None) -> Tensor | None:
-    """Return where a token has siblings: elsewhere its probability is 1, whatever the policy says."""
-    return None if allowed_BGCV is None else allowed_BGCV.sum(-1) > 1
 
 
 def _roll_out(prompts: list[np.ndarray], trainer: GRPOSRTrainer) -> dict[str, Any]:

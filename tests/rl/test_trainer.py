@@ -10,7 +10,7 @@ from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import score_branches
 from genrec_rl.rewards.gates import SidPrefixGate
-from genrec_rl.rl import trainer as trainer_module
+from genrec_rl.rl import reading
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.fused import reason_against
 from genrec_rl.rl.rollouts import RolloutScorer, sample_positives
@@ -274,10 +274,8 @@ def test_fused_steps_make_the_same_update(catalog, examples, tmp_path, settings)
 @pytest.mark.parametrize("policy_term", ["grpo", "listwise_kl"])
 def test_reading_prompts_in_groups_of_like_length_makes_the_same_update(catalog, tmp_path, monkeypatch, policy_term):
     pages = [make_example([*range(place % 7)], [place % 12]) for place in range(24)]
-    asked_for, read = [], trainer_module.read_trunk
-    monkeypatch.setattr(
-        trainer_module, "read_trunk", lambda *a, length_groups: asked_for.append(length_groups) or read(*a)
-    )
+    asked_for, read = [], reading.read_trunk
+    monkeypatch.setattr(reading, "read_trunk", lambda *a, length_groups: asked_for.append(length_groups) or read(*a))
     settings = {"per_device_train_batch_size": 24 * G, "policy_term": policy_term}
     together = updated_weights(catalog, pages, tmp_path, length_groups=1, **settings)
     assert set(asked_for) == {1}
