@@ -50,9 +50,9 @@ def test_over_the_vocabulary_anything_may_stand_anywhere(policy, catalog):
 def test_allowed_are_the_codes_that_go_on_to_an_item(catalog):
     policy = make_policy(catalog, softmax="children")
     reader = make_reader(policy, catalog)
-    first = policy.prompts.answer(np.array([0]))[None]  # [0, 0, 0]
+    first = torch.from_numpy(policy.prompts.answer(np.array([0]))).view(1, 1, 3)  # [0, 0, 0]
     starts = policy.vocab.level_starts
-    allowed = [place.nonzero().flatten().tolist() for place in reader.allowed(torch.from_numpy(first))[0, 0]]
+    allowed = [place.nonzero().flatten().tolist() for place in reader.allowed(first)[0, 0]]
     expected = [[0, 1, 2, 3], [0, 1, 2], [0, 1]]
     assert allowed == [[starts[level] + code for code in codes] for level, codes in enumerate(expected)]
 
