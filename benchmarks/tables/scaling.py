@@ -134,14 +134,16 @@ def draw_curves(curves: Mapping[str, Sequence[Curve]], file: Path) -> None:
         left.plot(seeds[0].epochs, seeds[0].losses, marker="o", markersize=3, color=color, label=name)
         for curve in seeds:
             right.plot(curve.n_parameters, curve.best, "o", color=color)
-    law = fit_power_law([curve for seeds in curves.values() for curve in seeds])
+    every = [curve for seeds in curves.values() for curve in seeds]
+    law = fit_power_law(every)
     if law is not None:
-        sizes = np.geomspace(*right.get_xlim(), 50) if right.get_xlim()[0] > 0 else np.array([])
-        right.plot(sizes, law(sizes), color="#999999", linewidth=1)
+        parameters = [curve.n_parameters for curve in every]
+        sizes = np.geomspace(min(parameters), max(parameters), 50)
+        right.plot(sizes, law(sizes), color="#999999", linewidth=1, zorder=0)
         right.set_title(f"{law.floor:.3f} + {law.scale:.3f} (N / 1M)^-{law.exponent:.2f}", fontsize=9)
     left.set(xlabel="epoch", ylabel="validation loss (nats a token)")
-    left.legend(frameon=False, fontsize=8)
     right.set(xlabel="parameters", xscale="log")
+    figure.legend(*left.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside right")
     _save(figure, file)
 
 

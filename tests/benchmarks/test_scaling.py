@@ -95,3 +95,13 @@ def test_pictures_of_targets_are_drawn(tmp_path):
 def test_picture_holds_all_sizes(tmp_path):
     draw_curves({str(n): [curve(n, 2 + n**-0.1)] for n in SIZES}, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 10_000
+
+
+def test_the_law_is_drawn_from_the_smallest_size_to_the_largest(tmp_path, monkeypatch):
+    """Sizes over three orders of magnitude: limits of a linear axis begin below 0."""
+    figures = []
+    monkeypatch.setattr("benchmarks.tables.scaling._save", lambda figure, _: figures.append(figure))
+    draw_curves({str(n): [curve(n, 2 + 0.5 * (n / 1e6) ** -0.3)] for n in SIZES}, tmp_path / "c.png")
+    (law,) = (line for line in figures[0].axes[1].lines if len(line.get_xdata()) > 1)
+    assert law.get_xdata()[[0, -1]] == pytest.approx([SIZES[0], SIZES[-1]])
+    assert law.get_ydata()[-1] == pytest.approx(2 + 0.5 * 25.6**-0.3, rel=1e-3)
