@@ -32,7 +32,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, DRAWN, GAINS, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm, held_out_by
+from benchmarks.rl.arms import ARMS, DRAWN, GAINS, LONG, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm, held_out_by
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, shared_seeds, summarise, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
@@ -52,7 +52,7 @@ from genrec_rl.tracking import console, run_recipe
 mpl.use("Agg")
 HERE = Path(__file__).parent / "rl"
 KS = (1, 10, 50)
-MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0}
+MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0, "long": 75.0}
 JUDGES = {
     "reward": ("recipes/train_xgb.py", "reward_models.xgb.XGB"),
     "gold": ("recipes/train_reward.py", "reward_models.sim.SIM"),
@@ -78,7 +78,9 @@ class Settings:
         default="short", metadata={"help": "short: all arms, benchmarks/rl/<data>.yaml; long: <data>_long.yaml"}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
-    arms: list[str] = field(default_factory=list, metadata={"help": "names of rows; none: all"})
+    arms: list[str] = field(
+        default_factory=list, metadata={"help": "names of rows; none: all, or of long ones a few"}
+    )
     jobs: int = field(default=1, metadata={"help": "cells at a time"})
     report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
 
@@ -105,7 +107,8 @@ def main() -> None:
 
 def chosen_cells(settings: Settings, seed: int) -> list[Cell]:
     cells = seed_cells(settings, seed)
-    return [*cells.sft, cells.reward, cells.gold, *(cells.arms[name] for name in settings.arms or ARMS)]
+    chosen = settings.arms or (ARMS if settings.length == "short" else LONG)
+    return [*cells.sft, cells.reward, cells.gold, *(cells.arms[name] for name in chosen)]
 
 
 def seed_cells(settings: Settings, seed: int) -> SeedCells:
@@ -146,10 +149,11 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
             made_with |= {"margin_weight": margin_weight(settings)}
         run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
                       ["--config", str(config), *stages, *requests], continues_page=continues_page)  # fmt: skip
-        is_long = settings.length == "long" and arm.arguments is not None
-        folder = root / (f"{arm.name}_long" if is_long else arm.name) / f"seed{seed}"
+        is_long = settings.length == "long" and (arm.arguments is not None or arm.is_reranked)
+        title = f"{arm.name}_long" if is_long else arm.name
+        minutes = MINUTES["long" if is_long and arm.arguments is not None else "arm"]
         needs = (reward.folder, gold.folder)
-        arms[arm.name] = Cell(f"{arm.name}, seed {seed}", folder, made_with, run, MINUTES["arm"], needs)
+        arms[arm.name] = Cell(f"{title}, seed {seed}", root / title / f"seed{seed}", made_with, run, minutes, needs)
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
 
 

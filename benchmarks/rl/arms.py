@@ -64,6 +64,8 @@ ARMS = MappingProxyType(
     }
 )
 
+LONG = ("sft", "sft_continued", "best_of_n", "listwise_kl_per_mass")
+"""Of a long run: what gained most in short ones, and its controls."""
 DISTILLING = ("listwise_kl", "listwise_kl_per_mass")
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),

@@ -116,7 +116,7 @@ def search_from(
             by their probabilities divided by the children's sum: not of the policy restricted to the catalogue.
 
     Raises:
-        RolloutError: when the model returns NaN.
+        RolloutError: when the model returns NaN for what was read.
         ConfigError: when the plan has another number of levels, or cuts what is to be a sample.
     """
     if len(plan.widths) != vocab.n_levels:
@@ -126,8 +126,6 @@ def search_from(
     beams = _Growing(model, trunk, vocab, plan, trie)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
-        if trie is not None and plan.normalisation == "children":
-            log_probs_BWK = over_children(trie, level, beams.nodes, log_probs_BWK)
         rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
         own = plan.per_beam if level else None
         if trie is None:
@@ -188,39 +186,39 @@ class _Growing:
         self.nodes = torch.zeros(n_rows, 1, dtype=torch.long, device=device)
         self.scores = torch.zeros(n_rows, 1, device=device)
         self.ranks = self.scores  # what beams are chosen by: their scores, or those with Gumbel noise
-        self._settling = trie if plan.normalisation == "children" else None
+        self._children_of = trie if plan.normalisation == "children" else None
         self._branches: Branches | None = None
-        self._branch_BW = self._parents = torch.empty(n_rows, 0, dtype=torch.long, device=device)
+        self._branch_BW = self._parents = torch.zeros_like(self.nodes)  # of each beam; and of its parent
 
     def next_log_probs(self, level: int) -> tuple[Float[Tensor, "B W K"], int]:
-        """Return each beam's next distribution over K tokens that lie side by side, and the first of them.
-
-        Of a beam whose end is certain it says nothing: all are 0.
-        """
+        """Return each beam's next distribution over K tokens that lie side by side, and the first of them."""
         rows = slice(None)
         if self.is_constrained or self.by_level:
             first = self.vocab.level_starts[level]
             rows = slice(first, first + self.vocab.codebook_sizes[level])
+        log_probs = self._next_over(rows, level)
+        if self._children_of is not None:
+            log_probs = over_children(self._children_of, level, self.nodes, log_probs)
+        return log_probs, rows.start or 0
+
+    def _next_over(self, rows: slice, level: int) -> Float[Tensor, "B W K"]:
+        """Return log-probabilities of some rows of the vocabulary; of a beam whose end is certain, any numbers."""
         if level == 0:
             logits = self.trunk.logits_BV.unsqueeze(1)
-            log_probs = _normalise(logits[..., rows] if self.by_level else logits)
-            return (log_probs if self.by_level else log_probs[..., rows]), rows.start or 0
-        if self._settling is None:
+            return _normalise(logits[..., rows]) if self.by_level else _normalise(logits)[..., rows]
+        head = self.model.get_output_embeddings()
+        if self._children_of is None:
             hidden = self._read(self.tokens[:, :, -1], self._parents, depth=level - 1)
-            head = self.model.get_output_embeddings()
-            return next_log_probs(head, hidden, rows=rows, by_level=self.by_level), rows.start or 0
-        return self._next_of_open(self._settling, level, rows), rows.start
-
-    def _next_of_open(self, trie: SidTrie, level: int, rows: slice) -> Float[Tensor, "B W K"]:
-        """Read the beams alone that several SIDs continue; a row that has fewer of them reads others beside."""
-        is_open_BW = ~trie.is_certain(level, self.nodes)
+            return next_log_probs(head, hidden, rows=rows, by_level=self.by_level)
+        # Only beams that several SIDs continue are read; a row that has fewer than others reads some beside.
+        is_open_BW = ~self._children_of.is_certain(level, self.nodes)
         n_read = int(is_open_BW.sum(1).max())
         read_BU = is_open_BW.int().argsort(dim=1, descending=True, stable=True)[:, :n_read]
         found = torch.zeros(*is_open_BW.shape, rows.stop - rows.start, device=read_BU.device)
         if n_read:
-            parents_BU = self._branch_BW.gather(1, self._parents.gather(1, read_BU)) if level > 1 else read_BU
+            parents_BU = self._branch_BW.gather(1, self._parents.gather(1, read_BU))
             hidden = self._read(self.tokens[:, :, -1].gather(1, read_BU), parents_BU, depth=level - 1)
-            log_probs = next_log_probs(self.model.get_output_embeddings(), hidden, rows=rows, by_level=True)
+            log_probs = next_log_probs(head, hidden, rows=rows, by_level=True)
             found = found.scatter(1, read_BU.unsqueeze(2).expand_as(log_probs), log_probs)
         branches_BU = torch.arange(n_read, device=read_BU.device).expand_as(read_BU)
         self._branch_BW = torch.zeros_like(self.nodes).scatter(1, read_BU, branches_BU)

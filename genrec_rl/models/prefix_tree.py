@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from genrec_rl.models.prompts import lazy_ids
-from genrec_rl.models.trunk import PrefixBranches, Prefixes, Trunk, unwrap
+from genrec_rl.models.trunk import Branches, PrefixBranches, Prefixes, Trunk, unwrap
 
 TRUNK, PADDING = -1, -2
 """Owners of a place that are no branch."""
@@ -153,15 +153,19 @@ def attached_logits(
         model: the causal model, which may be wrapped.
         trunk: the prompts.
         branches_BGC: token ids.
-        is_asked_BGC: False where a token is certain: what is said of its place means nothing, and costs nothing.
+        is_asked_BGC: False where nobody asks for a token's logits, as where it is certain: what is returned of them
+            is finite and means nothing.
     """
     n_rows, n_branches, n_tokens = branches_BGC.shape
     if n_tokens == 1:  # the prompt predicts it all
         empty = trunk.logits_BV.new_empty(n_rows, n_branches, 0, trunk.logits_BV.shape[1])
         return BranchLogits(trunk.logits_BV, empty)
-    is_asked_BGW = None if is_asked_BGC is None else is_asked_BGC[:, :, 1:]
-    prefixes = Prefixes.of(branches_BGC[:, :, :-1], is_asked_BGW)
-    return BranchLogits(trunk.logits_BV, prefixes.spread(PrefixBranches(trunk, prefixes).read_all(model).logits))
+    answers_BGW = branches_BGC[:, :, :-1]
+    if n_branches == 1:  # it shares nothing, and may be a long page
+        later = Branches(trunk, n_branches=1).read(model, answers_BGW.flatten(1)).logits
+        return BranchLogits(trunk.logits_BV, later.unsqueeze(1))
+    prefixes = Prefixes.of(answers_BGW, None if is_asked_BGC is None else is_asked_BGC[:, :, 1:])
+    return BranchLogits(trunk.logits_BV, prefixes.spread(PrefixBranches(trunk, prefixes).read(model).logits))
 
 
 class BranchScores(NamedTuple):
@@ -178,8 +182,7 @@ def score_branches(
     n_branches = branches_BGC.shape[1]
     with torch.set_grad_enabled(train_entropy and torch.is_grad_enabled()):
         # (0 log 0 = 0: a token that is not allowed has log-probability -inf)
-        least = torch.finfo(log_probs.first_BV.dtype).min
-        first_entropy, later_entropy = (-(x.exp() * x.clamp(min=least)).sum(-1) for x in log_probs)
+        first_entropy, later_entropy = (-(x.exp() * x.masked_fill(x == -torch.inf, 0)).sum(-1) for x in log_probs)
     first = log_probs.first_BV[:, None].expand(-1, n_branches, -1).gather(2, branches_BGC[:, :, 0, None])
     later = log_probs.later_BGWV.gather(3, branches_BGC[:, :, 1:, None]).squeeze(3)
     return BranchScores(

@@ -109,7 +109,34 @@ def _read_together(model: nn.Module, prompt_ids_BP: Int[Tensor, "B P"], is_promp
     return Trunk(layers, output.logits[0].float(), is_prompt_BP, positions[:, -1:] + 1)
 
 
-class Branches:
+class Attached:
+    """Places that hang on a trunk, as attention reads them: the trunk, and what ``take`` returns of their own."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        self.trunk = trunk
+        self.bias = trunk.padding_bias()
+        self.sees_own: Bool[Tensor, "B N T"] | None = None
+
+    def take(self, layer: int, keys_BKQD: Tensor, values_BKQD: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a layer's new keys and values, and return all that each place may see beside the trunk (B K N T D)."""
+        raise NotImplementedError
+
+    def _read(self, model: nn.Module, ids_BQ: Int[Tensor, "B Q"], steps: Int[Tensor, "*b Q"], **kwargs: Any) -> Any:
+        """Run a causal model, or its backbone, over tokens so many steps behind the trunk."""
+        if unwrap(model).config.is_lazy:
+            ids_BQ = lazy_ids(ids_BQ, steps)
+        with _attending_branches(model):
+            return model(
+                input_ids=ids_BQ,
+                attention_mask={"full_attention": None},
+                position_ids=self.trunk.next_position_B1 + steps,
+                use_cache=False,
+                branches=self,
+                **kwargs,
+            )
+
+
+class Branches(Attached):
     """N branches on a trunk, and the keys and values of the places that they have taken so far.
 
     Args:
@@ -127,12 +154,10 @@ class Branches:
         past: Past | None = None,
         lower: Float[Tensor, "B T H"] | None = None,
     ) -> None:
-        self.trunk = trunk
+        super().__init__(trunk)
         self.n_branches = n_branches
         self.past = past
         self.lower = lower
-        self.bias = trunk.padding_bias()
-        self.sees_own: Bool[Tensor, "B N T"] | None = None
         self._taken: Past = {}
 
     def share_lower(self, backbone: nn.Module, *, n_places: int) -> None:
@@ -151,21 +176,8 @@ class Branches:
         steps = torch.arange(depth, depth + width, device=ids_BN.device).repeat(self.n_branches)
         if self.lower is not None:
             kwargs["lower_states"] = self.lower[:, steps]
-        return self._read(model, ids_BN, steps, **kwargs)
-
-    def _read(self, model: nn.Module, ids_BN: Int[Tensor, "B N"], steps: Int[Tensor, "*b N"], **kwargs: Any) -> Any:
-        if unwrap(model).config.is_lazy:
-            ids_BN = lazy_ids(ids_BN, steps)
         self._taken = {}
-        with _attending_branches(model):
-            return model(
-                input_ids=ids_BN,
-                attention_mask={"full_attention": None},
-                position_ids=self.trunk.next_position_B1 + steps,
-                use_cache=False,
-                branches=self,
-                **kwargs,
-            )
+        return self._read(model, ids_BN, steps, **kwargs)
 
     def follow(self, parents_BU: Int[Tensor, "B U"]) -> "Branches":
         """Return U branches of which each goes on from one of the N that were read."""
@@ -177,6 +189,7 @@ class Branches:
         past = {layer: (take(keys), take(values)) for layer, (keys, values) in self._taken.items()}
         return Branches(self.trunk, n_branches=parents_BU.shape[1], past=past, lower=self.lower)
 
+    @override
     def take(self, layer: int, keys_BKQD: Tensor, values_BKQD: Tensor) -> tuple[Tensor, Tensor]:
         """Add a layer's new keys and values, and return all of the branches' own (B K N T D)."""
         keys, values = (x.unflatten(2, (self.n_branches, -1)) for x in (keys_BKQD, values_BKQD))
@@ -191,8 +204,8 @@ class Branches:
 class Prefixes:
     """The distinct prefixes of G branches of W places, Q a prompt: each is one place, read once for all branches.
 
-    ``place_BGW`` says which place reads a branch's prefix; any, where nobody asks what follows it. ``line_BQW`` are
-    the places of a prefix and of what it begins with, by depth, behind which nothing stands that counts.
+    ``place_BGW`` says which place reads a branch's prefix; any, where nobody asks what follows it. ``line_BQW`` are,
+    by depth, the places of what a prefix begins with and its own; what stands behind its own depth is any place.
     """
 
     tokens_BQ: Int[Tensor, "B Q"]
@@ -206,15 +219,16 @@ class Prefixes:
 
         Args:
             branches_BGW: tokens.
-            is_asked_BGW: False where it is certain what follows a prefix, the same of equal prefixes: it has a place
-                only if a longer one is asked about. Without it all are.
+            is_asked_BGW: False where nobody asks what follows a prefix: it has a place only if somebody does, or asks
+                about a longer one that begins so. Without it all are asked about.
         """
         n_rows, n_branches, width = branches_BGW.shape
-        same_BGGW = (branches_BGW[:, :, None] == branches_BGW[:, None]).cumprod(-1)
+        same_BGGW = (branches_BGW[:, :, None] == branches_BGW[:, None]).cumprod(-1, dtype=torch.uint8)
         first_BGW = same_BGGW.argmax(2)  # (the first of the largest: the first branch that begins so)
         is_place = first_BGW == torch.arange(n_branches, device=branches_BGW.device)[:, None]
         if is_asked_BGW is not None:
-            is_place &= is_asked_BGW.flip(-1).cummax(-1).values.flip(-1)
+            is_wanted_BGW = is_asked_BGW.flip(-1).cummax(-1).values.flip(-1)
+            is_place &= (same_BGGW.bool() & is_wanted_BGW[:, None]).any(2)
         is_place_BN = is_place.flatten(1)
         number_BN = is_place_BN.cumsum(1) - 1
         steps_W = torch.arange(width, device=branches_BGW.device)
@@ -240,16 +254,16 @@ class Prefixes:
         return found_BQV.flatten(0, 1).index_select(0, index).view(*self.place_BGW.shape, size)
 
 
-class PrefixBranches(Branches):
+class PrefixBranches(Attached):
     """Distinct prefixes on a trunk: a place sees the trunk, the prefixes that its own begins with, and itself."""
 
     def __init__(self, trunk: Trunk, prefixes: Prefixes) -> None:
-        super().__init__(trunk, n_branches=prefixes.tokens_BQ.shape[1])
+        super().__init__(trunk)
         self.prefixes = prefixes
         width = prefixes.line_BQW.shape[2]
         self.sees_own = torch.arange(width, device=prefixes.depth_BQ.device) <= prefixes.depth_BQ[..., None]
 
-    def read_all(self, model: nn.Module) -> Any:
+    def read(self, model: nn.Module) -> Any:
         """Run a causal model over every prefix."""
         return self._read(model, self.prefixes.tokens_BQ, self.prefixes.depth_BQ)
 
@@ -310,7 +324,7 @@ def _attend(
     *,
     scaling: float,
     dropout: float,
-    branches: Branches,
+    branches: Attached,
     **__: Any,
 ) -> tuple[Tensor, None]:
     if dropout > 0:

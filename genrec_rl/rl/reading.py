@@ -10,11 +10,13 @@ from accelerate import Accelerator
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from genrec_rl.errors import RolloutError
 from genrec_rl.models.policy import Policy
 from genrec_rl.models.prefix_tree import BranchLogits, attached_logits, branch_logits
 from genrec_rl.models.trunk import Trunk, read_trunk
 from genrec_rl.sft.siblings import Siblings
 from genrec_rl.sids.catalog import Catalog
+from genrec_rl.types import NO_ITEM
 
 LEAST_ROWS = 8
 """Prompts that a group of like length has at least."""
@@ -46,11 +48,11 @@ class Reader:
             return read_trunk(model, ids_PS, is_prompt_PS, length_groups=groups)
 
     def on_trunk(self, model: Any, trunk: Trunk, branches_PGC: Int[Tensor, "P G C"]) -> BranchLogits:
-        """Return log-softmaxes along branches of prompts that were read; a certain token needs no reading."""
+        """Return log-softmaxes along branches of prompts that were read; a token without siblings costs nothing."""
         allowed = self.allowed(branches_PGC)
-        has_choice = None if allowed is None else allowed.sum(-1) > 1
+        is_asked = None if allowed is None else allowed.sum(-1) > 1
         with self.accelerator.autocast():
-            logits = attached_logits(model, trunk, branches_PGC, is_asked_BGC=has_choice)
+            logits = attached_logits(model, trunk, branches_PGC, is_asked_BGC=is_asked)
         return logits.log_probs(allowed_BGCV=allowed)
 
     def in_one_forward(
@@ -66,10 +68,18 @@ class Reader:
         return logits.log_probs(allowed_BGCV=self.allowed(branches_PGC))
 
     def allowed(self, branches_PGC: Int[Tensor, "P G C"]) -> Bool[Tensor, "P G C U"] | None:
-        """Return which tokens could stand in each branch token's place, for a softmax over real items."""
+        """Return which tokens could stand in each branch token's place, for a softmax over real items.
+
+        Raises:
+            RolloutError: when a branch is no item.
+        """
         if self._siblings is None:
             return None
         items = branches_PGC.cpu().unflatten(-1, (-1, self.vocab.n_levels))
         rows = self.catalog.rows_of(self.vocab.codes(items))
+        if (rows == NO_ITEM).any():
+            raise RolloutError(
+                "a rollout is no item, and the policy's softmax is over items; set constrained_rollouts: true"
+            )
         nodes = torch.from_numpy(self._siblings.nodes[rows.numpy()])
         return self._siblings.of(nodes.flatten()).view(*branches_PGC.shape, -1).to(branches_PGC.device)

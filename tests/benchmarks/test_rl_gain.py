@@ -6,7 +6,17 @@ import pytest
 
 from benchmarks import rl_gain
 from benchmarks.rl.arms import ARMS, DISTILLING, PAIRS, SIGNS
-from benchmarks.rl_gain import HERE, Settings, as_markdown, judges, logged, margin_weight, seed_cells, unusual
+from benchmarks.rl_gain import (
+    HERE,
+    Settings,
+    as_markdown,
+    chosen_cells,
+    judges,
+    logged,
+    margin_weight,
+    seed_cells,
+    unusual,
+)
 from benchmarks.tables.measure import Requests
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
@@ -76,11 +86,21 @@ def test_what_is_not_the_default_has_a_file_of_its_own():
 
 def test_long_runs_have_cells_of_their_own_and_share_what_is_not_trained():
     short, long = (seed_cells(Settings(data="beauty", length=length), 0) for length in ("short", "long"))
-    same = [name for name in ARMS if short.arms[name].folder == long.arms[name].folder]
-    assert same == ["sft", "best_of_n"]
-    assert all(short.arms[name].key == long.arms[name].key for name in same)
+    assert [name for name in ARMS if short.arms[name].folder == long.arms[name].folder] == ["sft"]
+    assert short.arms["sft"].key == long.arms["sft"].key
     assert short.arms["listwise_kl"].key != long.arms["listwise_kl"].key
     assert short.reward.folder == long.reward.folder
+
+
+def test_long_runs_are_of_a_few_arms_unless_more_are_named():
+    def names(**settings):
+        return {
+            cell.folder.parent.name for cell in chosen_cells(Settings(data="beauty", length="long", **settings), 0)
+        }
+
+    assert {"sft", "sft_continued_long", "best_of_n_long", "listwise_kl_per_mass_long"} < names()
+    assert "grpo_long" not in names()
+    assert "grpo_long" in names(arms=["grpo"])
 
 
 def test_a_length_that_a_data_set_has_not_is_refused():

@@ -3,6 +3,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.errors import ConfigError, RolloutError
@@ -14,8 +16,8 @@ from tests.models.test_prefix_tree import one_by_one
 HISTORIES = ([0, 4, 7], [5], [])
 
 
-def prompts_of(policy):
-    prompts = [policy.prompts.prompt(make_context(history)) for history in HISTORIES]
+def prompts_of(policy, histories=HISTORIES):
+    prompts = [policy.prompts.prompt(make_context(history)) for history in histories]
     return prompts, *policy.prompts.batch(prompts)
 
 
@@ -153,6 +155,25 @@ def test_beams_whose_end_is_certain_need_no_reading(catalog, monkeypatch, lazy_l
         found.append(search(policy, ids, is_prompt, *widths, how=how, trie=catalog.trie, **noise))
     assert found[0].tokens_BWL.equal(found[1].tokens_BWL)
     assert torch.allclose(found[0].log_probs_BW, found[1].log_probs_BW, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=2, max_size=20, unique=True),
+    widths=st.tuples(*[st.integers(1, 6)] * 4),
+)
+def test_of_any_catalogue_the_same_beams_are_found_without_reading_certain_ends(rows, widths):
+    """Open beams then lie in any places, and go on from others of which some were not read."""
+    catalog = make_catalog(np.array(rows), (3, 3, 3, 3))
+    policy = make_policy(catalog)
+    _, ids, is_prompt = prompts_of(policy, [[0], [], [1, 0]])
+    how = {"normalisation": "children"}
+    found = search(policy, ids, is_prompt, *widths, how=how, trie=catalog.trie)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SidTrie, "is_certain", lambda _, __, nodes: torch.zeros_like(nodes, dtype=torch.bool))
+        expected = search(policy, ids, is_prompt, *widths, how=how, trie=catalog.trie)
+    assert found.tokens_BWL.equal(expected.tokens_BWL)
+    assert torch.allclose(found.log_probs_BW, expected.log_probs_BW, atol=1e-5)
 
 
 def test_only_beams_that_may_go_several_ways_are_read(policy, catalog, monkeypatch):

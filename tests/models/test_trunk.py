@@ -159,6 +159,21 @@ def test_prefixes_of_which_nobody_asks_have_no_place():
     assert prefixes.place_BGW[0, :3, 0].tolist() == [0, 0, 0]
 
 
+def test_a_prefix_that_anybody_asks_about_has_a_place_whoever_comes_first():
+    is_asked = torch.tensor([[[True, True], [False, False], [False, False], [False, False]]])
+    for order in ([0, 1, 2, 3], [2, 1, 0, 3]):
+        prefixes = Prefixes.of(BRANCHES[:1, order], is_asked[:, order])
+        assert prefixes.tokens_BQ.tolist() == [[1, 2]]
+        assert prefixes.place_BGW[0, order.index(0)].tolist() == [0, 1]
+
+
+def test_prefixes_are_read_where_nobody_asks_about_any():
+    """Processes that train together must call the model equally often."""
+    prefixes = Prefixes.of(BRANCHES, torch.zeros_like(BRANCHES, dtype=torch.bool))
+    assert prefixes.tokens_BQ.shape == (2, 1)
+    assert prefixes.place_BGW.eq(0).all()
+
+
 def test_a_certain_prefix_is_read_where_a_longer_one_is_asked_about():
     is_asked = torch.tensor([[[False, True], [False, False], [False, True], [False, False]]])
     prefixes = Prefixes.of(BRANCHES[:1], is_asked)
