@@ -350,14 +350,10 @@ def compare_lengths(bench: Benchmark, catalog: Catalog, settings: Settings) -> N
         for trainer in trainers.values():
             trainer.current_gradient_accumulation_steps = 1
             trainer.create_optimizer()
-            loss = trainer.training_step(trainer.model, read_rows(trainer), None)
-            found.append((loss, [p.grad.clone() for p in trainer.model.parameters()]))
+            trainer.training_step(trainer.model, read_rows(trainer), None)
+            found.append([p.grad.clone() for p in trainer.model.parameters()])
             forget(trainer.model)
-        (loss, gradients), (expected, others) = found
-        bench.check("unequal prompts: difference of losses", (loss - expected).abs(), limit=1e-4)
-        bench.check(
-            "unequal prompts: relative difference of gradients", relative_difference(gradients, others), limit=1e-4
-        )
+        bench.check("unequal prompts: relative difference of gradients", relative_difference(*found), limit=1e-4)
         for trainer in trainers.values():
             optimiser_step(trainer)
         steps = [Contender(name, functools.partial(optimiser_step, t)) for name, t in trainers.items()]
