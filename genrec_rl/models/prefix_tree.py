@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from genrec_rl.models.prefixes import Prefixes
 from genrec_rl.models.prompts import lazy_ids
-from genrec_rl.models.trunk import Branches, PrefixBranches, Prefixes, Trunk, unwrap
+from genrec_rl.models.trunk import Branches, PrefixBranches, Trunk, unwrap
 
 TRUNK, PADDING = -1, -2
 """Owners of a place that are no branch."""
