@@ -75,7 +75,7 @@ class Settings:
     )
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and LETTER's SIDs"})
     length: Literal["short", "long"] = field(
-        default="short", metadata={"help": "short: all arms, benchmarks/rl/<data>.yaml; long: <data>_long.yaml"}
+        default="short", metadata={"help": "short: benchmarks/rl/<data>.yaml; long (Beauty alone): <data>_long.yaml"}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     arms: list[str] = field(
@@ -236,8 +236,8 @@ def config_file(settings: Settings) -> Path:
     name = settings.data if settings.length == "short" else f"{settings.data}_{settings.length}"
     file = HERE / f"{name}.yaml"
     if not file.exists():
-        there = ", ".join(sorted(path.name for path in HERE.glob(f"{settings.data}*.yaml")))
-        raise ConfigError(f"length {settings.length}: there is no benchmarks/rl/{name}.yaml (there are {there})")
+        having = ", ".join(sorted(path.stem.removesuffix("_long") for path in HERE.glob("*_long.yaml")))
+        raise ConfigError(f"length long is not set up for {settings.data}, only for {having}; leave --length out")
     return file
 
 
