@@ -89,7 +89,7 @@ def keep_best(
     start = next((row for row in measured if row["step"] == 0), None)
     later = [row for row in measured if row["step"] > 0]
     if start is None or not later:
-        return policy, "the last step is kept: nothing was evaluated before and after training"
+        return policy, "the last step is kept: without eval_on_start and eval_strategy nothing is compared"
     chosen_by = trainer.args.metric_for_best_model
     loaded = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     step = -1 if loaded is None else int(Path(loaded).name.rpartition("-")[2])
