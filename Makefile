@@ -22,7 +22,7 @@ check: $(INSTALLED)  ## lint, format, types, import layers
 	$(VENV)/bin/lint-imports
 
 BENCHMARKS := beam_search grpo_step sft_step token_merger reward_scoring trie semantic_ids lazy_ar
-bench: $(INSTALLED)  ## the eight benchmarks one after the other, and their table in README (sft_step needs `make demo`)
+bench: $(INSTALLED)  ## the eight benchmarks one after the other, and their table in benchmarks/README.md (sft_step needs `make demo`)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks]'
 	for name in $(BENCHMARKS); do \
 	  $(PYTHON) benchmarks/$$name.py --sweep true --json benchmarks/results/$$name.json || exit 1; done

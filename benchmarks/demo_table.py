@@ -12,7 +12,7 @@ import platform
 import re
 from pathlib import Path
 
-from benchmarks.readme import fill_readme
+from benchmarks.written import README, fill_part
 from genrec_rl.tracking import STAGE_FILE, console, require_stage, run_recipe
 
 RUNS = Path("runs/demo")
@@ -38,7 +38,7 @@ def main() -> None:
     (RESULTS / "demo_movielens.json").write_text(json.dumps(result, indent=2) + "\n")
     table = (RUNS / "eval" / "table.md").read_text()
     (RESULTS / "demo_movielens.md").write_text(table)
-    fill_readme("demo-table", for_readme(table))
+    fill_part(README, "demo-table", for_readme(table))
     console.print(f"{RESULTS}/demo_movielens.json, .md and README.md hold the demo of commit {result['commit']}")
 
 

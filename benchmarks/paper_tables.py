@@ -5,7 +5,8 @@
 
 Reads   Amazon Beauty (the folder that holds amazon_beauty_2014, and letter_beauty for LETTER's SIDs) or MovieLens.
 Writes  runs/tables/<data>/: data, catalogues, every policy and every system's answers, a folder each, done once;
-        benchmarks/results/table<t>_<data>.{json,md} and pictures, of all cells that are done; README's table.
+        benchmarks/results/table<t>_<data>.{json,md} and pictures, of all cells that are done; of Beauty also
+        the table in benchmarks/README.md.
 Watch   the bar: which cell runs, and about how long the rest will take. A run that was killed goes on where it was;
         ``--report true`` only writes the table of what is done so far.
 """
@@ -23,14 +24,14 @@ import numpy as np
 
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.harness import parse
-from benchmarks.readme import fill_readme
 from benchmarks.rl.arms import ARMS
 from benchmarks.tables.cells import CELL_FILE, Cell, work_off
 from benchmarks.tables.measure import Answers, Columns, Requests, read_columns
 from benchmarks.tables.protocols import NARROW_BEAMS, PROTOCOLS, Protocol
-from benchmarks.tables.report import for_readme, tabulate, write_table
+from benchmarks.tables.report import brief_tables, tabulate, write_table
 from benchmarks.tables.scaling import Curve, draw_curves, draw_targets, read_curve, scaling_facts
 from benchmarks.tables.systems import ALIGNED, RERANK_WEIGHT, TABLES, TARGETS, SystemSpec
+from benchmarks.written import MEASURED, fill_part
 from genrec_rl.config import nearest
 from genrec_rl.data.store import Dataset, load_dataset
 from genrec_rl.decoding.recommender import BeamRecommender, Recommender
@@ -49,7 +50,7 @@ RESULTS = Path("benchmarks/results")
 SEEDS = (0, 1, 2)
 MIN_BEAMS = 50
 TREES_CLASS = "reward_models.xgb.XGB"
-IN_README = "table1_beauty"
+IN_BRIEF = "table1_beauty"
 HERE = Path(__file__).parent / "tables"
 MARKET = ("--n_users", "800", "--n_items", "1000", "--n_requests", "8000")
 """Size of the simulated market: an SFT policy of it takes a minute."""
@@ -133,8 +134,8 @@ def report(settings: Settings) -> None:
     if settings.table == 2:
         result["scaling"] = scaling_facts(curves)
     write_table(result, specs, file)
-    if file.stem == IN_README:
-        fill_readme("accuracy-table", for_readme(result, specs, file))
+    if file.stem == IN_BRIEF:
+        fill_part(MEASURED, "accuracy-table", brief_tables(result, specs, file))
     console.print(f"{file}, {file.with_suffix('.md')}: {len(result['systems'])} systems")
 
 

@@ -1,17 +1,17 @@
-"""Put the measured speeds into README: every goal of every benchmark, as its results file holds it.
+"""Put the measured speeds into benchmarks/README.md: every goal of every benchmark, as its results file holds it.
 
     make bench       (runs the eight benchmarks, then this)
 
 Reads   benchmarks/results/{beam_search,grpo_step,sft_step,token_merger,reward_scoring,semantic_ids,trie,lazy_ar}
         .json.
-Writes  the part of README.md between its speed-table markers.
+Writes  the part of benchmarks/README.md between its speed-table markers.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.readme import fill_readme
+from benchmarks.written import MEASURED, fill_part
 from genrec_rl.errors import DataError
 from genrec_rl.tracking import console, run_recipe
 
@@ -30,8 +30,8 @@ BENCHMARKS = (
 
 def main() -> None:
     rows = [row for name in BENCHMARKS for row in table_rows(name, read_result(name))]
-    fill_readme("speed-table", "\n".join(["| | measured | goal | |", "|---|---|---|---|", *rows]))
-    console.print(f"README.md holds {len(rows)} measured goals of {len(BENCHMARKS)} benchmarks")
+    fill_part(MEASURED, "speed-table", "\n".join(["| | measured | goal | |", "|---|---|---|---|", *rows]))
+    console.print(f"{MEASURED} holds {len(rows)} measured goals of {len(BENCHMARKS)} benchmarks")
 
 
 def read_result(name: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def table_rows(name: str, result: dict[str, Any]) -> list[str]:
     """Write one row a goal; the first of a benchmark links its results file."""
     rows = []
     for number, goal in enumerate(result["goals"]):
-        source = f"[{name}]({RESULTS}/{name}.json), {result['commit']}" if number == 0 else ""
+        source = f"[{name}](results/{name}.json), {result['commit']}" if number == 0 else ""
         sign = "at most" if goal["at_most"] else "at least"
         aim = "" if goal["aim"] is None else f" (aim {goal['aim']:g})"
         met = "" if goal["met"] else " **missed**"

@@ -23,7 +23,7 @@ class Protocol:
         split: of recipes/prepare.py.
         max_history: newest items that a system may read.
         shown: metrics of the table.
-        brief: those of them that README shows.
+        brief: those of them that benchmarks/README.md shows.
         paired: metrics of the paired differences.
         plotted: metric of the picture, which every system has.
         note: what the reader of the table must know.

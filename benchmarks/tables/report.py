@@ -112,13 +112,13 @@ def as_markdown(result: Result, specs: Sequence[SystemSpec]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def for_readme(result: Result, specs: Sequence[SystemSpec], file: Path) -> str:
+def brief_tables(result: Result, specs: Sequence[SystemSpec], file: Path) -> str:
     """Write the protocols' tables with few columns, and where the rest stands."""
     parts = []
     for asked in PROTOCOLS.values():
         if rows_of(result, specs, asked):
             parts += [f"### {asked.title}\n", f"{asked.note}\n", *table_lines(result, specs, asked, asked.brief), ""]
-    return "\n".join([*parts, f"All columns, and differences on the same users: `{file.with_suffix('.md')}`."])
+    return "\n".join([*parts, f"All columns, and differences on the same users: `results/{file.stem}.md`."])
 
 
 def table_lines(result: Result, specs: Sequence[SystemSpec], asked: Protocol, shown: Sequence[str]) -> list[str]:

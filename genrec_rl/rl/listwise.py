@@ -7,7 +7,7 @@
 The first line is the optimum of ``max E[m] - KL(pi || pi_ref) / w`` (REPS, AWR, MPO) restricted to the group. The
 forward KL is taken token by token along the group's prefixes: at a prefix, the target of the next token is
 pi_ref's joint probability plus what the group's rollouts gain or lose behind it. Prefixes outside the group, where
-the target is pi_ref itself, are left out. Ours, not in GenRec; measured beside its equation 8 in the README.
+the target is pi_ref itself, are left out. Ours, not in GenRec; measured beside equation 8 in benchmarks/README.md.
 
 A group of which pi_ref is unsure holds little of its probability, and so little of this loss: where SFT knows the
 answer by heart it holds most. Divided by that mass, prompts count alike.

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.tables.measure import Answers, Requests
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.report import as_result, cell, for_readme, number, tabulate, write_table
+from benchmarks.tables.report import as_result, brief_tables, cell, number, tabulate, write_table
 from benchmarks.tables.systems import TABLE_1
 
 REQUESTS = Requests(
@@ -70,9 +70,9 @@ def test_command_is_the_one_that_makes_the_cells(monkeypatch):
     assert as_result({}, {}, seeds=[0])["command"] == "python benchmarks/x.py --table 1"
 
 
-def test_readme_has_fewer_columns_and_names_the_file(tmp_path):
+def test_brief_table_has_fewer_columns_and_names_the_file(tmp_path):
     result = tabulate({"loo": {"tiger": {0: Answers(HIT)}}}, {"loo": REQUESTS})
-    text = for_readme(result, TABLE_1, tmp_path / "table1_beauty.json")
+    text = brief_tables(result, TABLE_1, tmp_path / "table1_beauty.json")
     assert "| | seeds | Recall@10 | NDCG@10 |" in text
     assert "| **tiger**, TIGER | 1 | 1.0000 | 1.0000 |" in text
     assert "| *paper* | | .0648 | .0384 |" in text
