@@ -100,6 +100,10 @@ def main() -> None:
     for name in settings.arms:
         if name not in ARMS:
             raise ConfigError(f"no arm '{name}' among {', '.join(ARMS)}{nearest(name, ARMS)}")
+    if settings.report and settings.arms:
+        raise ConfigError(
+            f"--report writes every arm that is done, not {', '.join(settings.arms)} alone; leave one out"
+        )
     if not settings.report:
         work_off([cell for seed in settings.seeds for cell in chosen_cells(settings, seed)], jobs=settings.jobs)
     report(settings)

@@ -14,6 +14,11 @@ from genrec_rl.types import Example
 RATE = ("--learning_rate", "1e-4")
 GENTLE = (*RATE, "--nll_coef", "0.2")
 """A policy gradient at the distillation's rate leaves what SFT learnt at once (LOG.md)."""
+GENTLER = (
+    *("--learning_rate", "5e-5", "--nll_coef", "0.2", "--per_device_train_batch_size", "4096"),
+    *("--max_steps", "250", "--eval_steps", "250", "--save_steps", "250"),
+)
+"""Half the rate, in few large steps of any length's prompts: first items stay as many as SFT's (LOG.md)."""
 PLAIN = (*RATE, "--anchor_positives", "false", "--nll_coef", "0")
 CONTROL = (*RATE, "--unlabelled_share", "0")
 """All its prompts are labelled, at a rate at which it does not fall."""
@@ -54,6 +59,7 @@ ARMS = MappingProxyType(
             Arm("best_of_n", "SFT's beams re-ranked by the reward model", is_reranked=True),
             Arm("grpo", "GRPO", PLAIN, paper=(0.7248, 0.1177, 0.0603)),
             Arm("grpo_sr", "GRPO-SR", GENTLE, paper=(0.7438, 0.1212, 0.0268)),
+            Arm("grpo_sr_gentler", "GRPO-SR at half the rate, 250 steps of 256 prompts", GENTLER),
             Arm("grpo_no_gate", "GRPO without gate", (*PLAIN, *NO_GATE), paper=(0.6975, 0.1045, 0.0175)),
             Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
             Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),
@@ -69,8 +75,10 @@ LONG = ("sft", "sft_continued", "best_of_n", "listwise_kl_per_mass")
 DISTILLING = ("listwise_kl", "listwise_kl_per_mass")
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),
-    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_weighed", *DISTILLING)),
+    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_gentler", "grpo_sr_weighed", *DISTILLING)),
     ("grpo_sr", "grpo"),
+    ("grpo_sr_gentler", "grpo"),
+    ("grpo_sr_gentler", "grpo_sr"),
     ("grpo_sr_weighed", "grpo_sr"),
     ("grpo_sr", "grpo_sr_no_anchor"),
     ("grpo_sr", "grpo_sr_no_gate"),
@@ -80,7 +88,7 @@ PAIRS = (
     ("listwise_kl_per_mass", "listwise_kl"),
 )
 GAINS = (
-    *((a, b) for a in (*DISTILLING, "grpo_sr") for b in ("sft", "sft_continued")),
+    *((a, b) for a in (*DISTILLING, "grpo_sr", "grpo_sr_gentler") for b in ("sft", "sft_continued")),
     ("grpo_sr", "grpo"),
 )
 """Pairs that say whether RL gained, told seed by seed and stratum by stratum."""

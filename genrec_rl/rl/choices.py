@@ -1,9 +1,10 @@
-"""Choices of GRPO-SR that exclude each other: each is refused with one line before anything loads."""
+"""Choices of GRPO-SR that exclude each other, or the policy: each is refused with one line before a step is made."""
 
 import math
 from typing import Any
 
 from genrec_rl.errors import ConfigError
+from genrec_rl.models.policy import Policy
 from genrec_rl.rl.preference_settings import PREFERENCE_TERMS
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo")
@@ -41,6 +42,27 @@ def refuse_contradictions(args: Any) -> None:
     for is_wrong, message in _contradictions(args):
         if is_wrong:
             raise ConfigError(message)
+
+
+def refuse_for_policy(args: Any, policy: Policy, *, n_sids: int) -> None:
+    """Check the choices against the policy to be aligned and the number of SIDs in its catalogue.
+
+    Raises:
+        ConfigError: naming the first that cannot be.
+    """
+    network, reads_merged = policy.model.config, policy.prompts.grammar.page_items == "merged"
+    if network.softmax == "children" and not args.constrained_rollouts:
+        raise ConfigError(
+            "the policy was trained with softmax children, so it knows nothing of SIDs that do not exist; set "
+            "constrained_rollouts: true, or train it with `recipes/sft.py --softmax vocabulary`"
+        )
+    if args.constrained_rollouts and args.num_generations > n_sids:
+        raise ConfigError(
+            f"num_generations is {args.num_generations}, but the catalogue holds {n_sids} SIDs; lower it"
+        )
+    if args.page_coef > 0 and (reads_merged or network.is_lazy):
+        other = "merged" if reads_merged else "not at all (LazyAR)"
+        raise ConfigError(f"page_coef reads a page's finished items as codes, the policy {other}; set it to 0")
 
 
 def _contradictions(args: Any) -> list[tuple[bool, str]]:

@@ -28,11 +28,12 @@ from typing_extensions import override
 from genrec_rl.decoding.beam_search import BeamPlan, Beams
 from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
-from genrec_rl.errors import ConfigError, RolloutError
+from genrec_rl.errors import RolloutError
 from genrec_rl.models.policy import Policy
 from genrec_rl.models.prefix_tree import BranchLogits, BranchScores, score_branches
 from genrec_rl.models.trunk import Trunk, in_eval_mode
 from genrec_rl.rewards.calibration import calibrate_rewards, log_odds
+from genrec_rl.rl.choices import refuse_for_policy
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.diagnostics import HackingWatch
 from genrec_rl.rl.fused import fuses
@@ -90,16 +91,7 @@ class GRPOSRTrainer(GRPOTrainer):
         continue_page: bool = False,
         **kwargs: Any,
     ) -> None:
-        softmax = policy.model.config.softmax
-        if softmax == "children" and not args.constrained_rollouts:
-            raise ConfigError(
-                "the policy was trained with softmax children, so it knows nothing of SIDs that do not exist; set "
-                "constrained_rollouts: true, or train it with `recipes/sft.py --softmax vocabulary`"
-            )
-        if args.page_coef > 0 and policy.prompts.grammar.page_items == "merged":
-            raise ConfigError("page_coef reads a page's finished items as codes, the policy as merged; set it to 0")
-        if args.page_coef > 0 and policy.model.config.is_lazy:
-            raise ConfigError("page_coef reads a page's finished items as codes, a LazyAR policy none; set it to 0")
+        refuse_for_policy(args, policy, n_sids=scorer.catalog.trie.n_sids)
         self._start: Start | None = None
         if args.policy_term in ("listwise_kl", *PREFERENCE_TERMS):
             self._start = Start(policy.model, is_adapted=kwargs.get("peft_config") is not None)
@@ -127,7 +119,7 @@ class GRPOSRTrainer(GRPOTrainer):
             )
         self._reader = Reader(policy, scorer.catalog, self.accelerator, length_groups=args.length_groups)
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
-        self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, softmax)
+        self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, policy.model.config.softmax)
         if validation is not None and isinstance(validation.watch, HackingWatch) and args.probe_requests:
             requests = draw_requests(validation.examples, n=args.probe_requests,
                                      process=args.process_index, n_processes=args.world_size)  # fmt: skip
@@ -145,8 +137,6 @@ class GRPOSRTrainer(GRPOTrainer):
             self._trunk = self._reader.trunk(self.model_wrapped, ids, is_prompt)
         self._beams = self._search(ids, is_prompt)
         tokens = self._beams.tokens_BWL
-        if tokens.shape[1] < size:
-            raise RolloutError(f"num_generations is {size}, but the catalogue holds {tokens.shape[1]} SIDs; lower it")
         if self.args.inject_positives:
             examples, seeds = self._batch
             tokens, is_missed = inject_positives(tokens, examples, self.policy.prompts, seeds=seeds)

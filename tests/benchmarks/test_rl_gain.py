@@ -114,6 +114,24 @@ def test_unknown_arm_offers_the_nearest(monkeypatch):
         rl_gain.main()
 
 
+def test_a_report_of_some_arms_alone_is_refused(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["rl_gain.py", "--report", "true", "--arms", "grpo"])
+    with pytest.raises(ConfigError, match="every arm that is done, not grpo alone"):
+        rl_gain.main()
+
+
+def test_a_gentler_arm_is_as_long_as_its_checkpoints(tmp_path):
+    words = [
+        "--config",
+        str(HERE / "beauty_long.yaml"),
+        "--output_dir",
+        str(tmp_path),
+        *ARMS["grpo_sr_gentler"].arguments,
+    ]
+    _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
+    assert args.max_steps == args.eval_steps == args.save_steps == 250
+
+
 def test_reranking_has_the_weight_of_the_policy_term():
     assert margin_weight(Settings(data="movielens")) == 3.0
 

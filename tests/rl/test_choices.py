@@ -1,8 +1,10 @@
 import pytest
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.rl.choices import GUARDED
+from genrec_rl.models.prompts import PromptGrammar
+from genrec_rl.rl.choices import GUARDED, refuse_for_policy
 from genrec_rl.rl.config import GRPOSRConfig
+from tests.fixtures import make_policy
 
 CHOOSING = {
     "load_best_model_at_end": True, "eval_on_start": True, "metric_for_best_model": "eval_ndcg@10",
@@ -64,3 +66,24 @@ def test_each_policy_term_has_its_own_weight_in_the_check(tmp_path):
 
 def test_page_answers_alone_are_something_to_learn(tmp_path):
     assert config(tmp_path, policy_term="none", nll_coef=0.0, page_coef=0.5).page_coef == 0.5
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings", "message"),
+    [
+        ({"softmax": "children"}, {}, "knows nothing of SIDs that do not exist"),
+        ({"grammar": PromptGrammar(page_items="merged")}, {"page_coef": 0.1}, "as codes, the policy merged"),
+        ({"lazy_layers": 1}, {"page_coef": 0.1}, r"as codes, the policy not at all \(LazyAR\)"),
+        ({}, {"constrained_rollouts": True}, "num_generations is 16, but the catalogue holds 12 SIDs; lower it"),
+    ],
+)
+def test_what_the_policy_or_its_catalogue_cannot_is_one_line(catalog, tmp_path, policy, settings, message):
+    args = config(tmp_path, **settings)
+    with pytest.raises(ConfigError, match=message) as error:
+        refuse_for_policy(args, make_policy(catalog, **policy), n_sids=catalog.trie.n_sids)
+    assert "\n" not in str(error.value)
+
+
+def test_a_group_may_hold_the_whole_catalogue(catalog, tmp_path):
+    args = config(tmp_path, constrained_rollouts=True, num_generations=12, per_device_train_batch_size=12)
+    refuse_for_policy(args, make_policy(catalog, softmax="children"), n_sids=12)

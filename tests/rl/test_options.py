@@ -12,8 +12,6 @@ from peft import LoraConfig
 from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.validation import Validation
-from genrec_rl.errors import ConfigError
-from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.rl.advantages import Shaping
 from genrec_rl.rl.choices import GUARDED, LOSS_TYPES
 from genrec_rl.rl.diagnostics import HackingWatch
@@ -223,18 +221,6 @@ def sum_over_children(trainer, twin, batch, answer):
         allowed = sorted({sid[place % 3] for sid in sids if sid[: place % 3] == prefix})
         total = total + logits[n - 1 + place, allowed].log_softmax(0)[allowed.index(token)]
     return total
-
-
-def test_page_term_of_a_policy_that_reads_merged_items_is_refused(catalog, examples, tmp_path):
-    policy = make_policy(catalog, grammar=PromptGrammar(page_items="merged"))
-    with pytest.raises(ConfigError, match="page_coef reads a page's finished items as codes"):
-        make_trainer(policy, catalog, examples, tmp_path, page_coef=0.1)
-
-
-def test_page_term_of_a_lazy_policy_is_refused(catalog, examples, tmp_path):
-    policy = make_policy(catalog, lazy_layers=1)
-    with pytest.raises(ConfigError, match="a LazyAR policy none"):
-        make_trainer(policy, catalog, examples, tmp_path, page_coef=0.1)
 
 
 def test_groups_that_missed_get_a_positive_in_place_of_their_last(policy, examples):
