@@ -1,27 +1,35 @@
 """Does our SIM reach the AUC of FuxiCTR's SIM and DIN on the same pages?
 
     pip install fuxictr keras_preprocessing
-    python benchmarks/sim_oracle.py --data_dir runs/demo/data --sid_dir runs/demo/sids --json sim_oracle.json
+    python benchmarks/sim_oracle.py --data_dir runs/demo/data --sid_dir runs/demo/sids
 
 FuxiCTR is needed here alone, and is no dependency: it brings ray. Its networks are trained by our loop on our
 training candidates (positives, exposed, drawn anew each epoch), with Adam at its own learning rate; the tuning pages'
 GAUC picks the epoch. All are judged on the same candidates of held-out users' pages. Its items are described
 by id and SID codes; ours also reads the catalogue's vectors, ``ours_plain`` does not. FuxiCTR knows no time gaps.
+
+Reads   prepared data and a catalogue.
+Writes  runs/sim_oracle/<system>/seed<n>/: a system's numbers, done once; benchmarks/results/sim_oracle.{json,md}.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
 import torch
-from harness import parse
 from jaxtyping import Float, Int
 
+from benchmarks.harness import parse
+from benchmarks.tables.cells import Cell, work_off
+from benchmarks.tables.report import as_result, cell
+from genrec_rl.config import nearest
 from genrec_rl.errors import ConfigError
+from genrec_rl.tracking import console, run_recipe
 from genrec_rl.types import Context, Example
 from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates
 from reward_models.quality import fit_platt, page_auc
@@ -33,6 +41,17 @@ from reward_models.stage import Inputs
 MAX_HISTORY = 50
 NEGATIVES_PER_POSITIVE = 1
 KINDS = ("exposed", "uniform", "popular")
+SYSTEMS = {
+    "ours": "our SIM",
+    "ours_plain": "our SIM without the catalogue's vectors",
+    "fuxi_sim": "FuxiCTR's SIM",
+    "fuxi_din": "FuxiCTR's DIN",
+}
+MINUTES = {"ours": 3.0, "ours_plain": 3.0, "fuxi_sim": 12.0, "fuxi_din": 12.0}
+RUNS, RESULT = Path("runs/sim_oracle"), Path("benchmarks/results/sim_oracle.json")
+MEASURES = "measures.json"
+SHARED = ("data_dir", "sid_dir", "epochs", "learning_rate", "embedding_dim")
+"""Settings that change what a cell holds."""
 
 
 @dataclass
@@ -41,14 +60,13 @@ class Settings:
 
     data_dir: str = field(default="runs/demo/data", metadata={"help": "prepared data"})
     sid_dir: str = field(default="runs/demo/sids", metadata={"help": "catalogue of semantic ids"})
-    systems: list[str] = field(
-        default_factory=lambda: ["ours", "ours_plain", "fuxi_sim", "fuxi_din"], metadata={"help": "what is trained"}
-    )
-    seeds: int = field(default=1, metadata={"help": "seeds 0 to this one less one"})
+    systems: list[str] = field(default_factory=lambda: list(SYSTEMS), metadata={"help": "what is trained"})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
+    jobs: int = field(default=1, metadata={"help": "systems trained at a time"})
+    report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
     epochs: int = field(default=10, metadata={"help": "of FuxiCTR's networks, at most"})
     learning_rate: float = field(default=1e-3, metadata={"help": "of FuxiCTR's networks"})
     embedding_dim: int = field(default=16, metadata={"help": "of FuxiCTR's item id and each code"})
-    json: str | None = field(default=None, metadata={"help": "file to write"})
 
 
 class Oracle:
@@ -145,8 +163,10 @@ def fit_oracle(
     return oracle
 
 
-def measure(name: str, inputs: Inputs, settings: Settings, *, seed: int) -> RewardReport:
-    """Train one system and judge it; which users tune and which judge does not depend on the seed."""
+def measure(name: str, seed: int, settings: Settings, folder: Path) -> None:
+    """Train one system, judge it on users whom no seed changes, and keep its numbers."""
+    torch.set_num_threads(1)
+    inputs = Inputs.read(settings.data_dir, settings.sid_dir)
     dataset, catalog = inputs.dataset, inputs.catalog
     train = dataset.examples("train", max_history=MAX_HISTORY)
     tuning, held_out = inputs.halves(max_history=MAX_HISTORY, seed=0)
@@ -169,30 +189,68 @@ def measure(name: str, inputs: Inputs, settings: Settings, *, seed: int) -> Rewa
             settings=FitSettings(epochs=4),
             seed=seed,
         )
-    return judge(model, held_out, popularity=dataset.popularity, **given)
+    measures = measures_of(judge(model, held_out, popularity=dataset.popularity, **given))
+    (folder / MEASURES).write_text(json.dumps(measures, indent=1) + "\n")
+
+
+def measures_of(report: RewardReport) -> dict[str, float]:
+    """Return AUC and GAUC by kind of candidate, and the calibration of their mixture."""
+    of_kinds = {
+        f"{kind}_{key}": getattr(report.slices[kind].model, key).mean
+        for kind in KINDS if kind in report.slices for key in ("auc", "gauc")
+    }  # fmt: skip
+    return of_kinds | {"log_loss": report.calibration.log_loss, "ece": report.calibration.ece_equal_mass}
+
+
+def oracle_cells(settings: Settings) -> list[Cell]:
+    """Return each system and seed, seed by seed."""
+    shared = {
+        name: value for name, value in asdict(settings).items() if name not in ("systems", "seeds", "jobs", "report")
+    }
+    return [
+        Cell(f"{name}, seed {seed}", RUNS / name / f"seed{seed}", shared | {"system": name, "seed": seed},
+             partial(measure, name, seed, settings), MINUTES[name])
+        for seed in settings.seeds for name in settings.systems
+    ]  # fmt: skip
+
+
+def report(settings: Settings) -> None:
+    """Write the table of what is done."""
+    systems: dict[str, dict[str, list[float]]] = {}
+    for made in oracle_cells(settings):
+        if made.record() is not None:
+            row = systems.setdefault(made.facts["system"], {})
+            for name, value in json.loads((made.folder / MEASURES).read_text()).items():
+                row.setdefault(name, []).append(value)
+    if not systems:
+        console.print("nothing is done yet")
+        return
+    result = as_result(systems, {}, seeds=settings.seeds)
+    RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    RESULT.with_suffix(".md").write_text(as_markdown(result))
+    console.print(f"{RESULT}, {RESULT.with_suffix('.md')}: {len(systems)} systems")
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """Write a row a system: mean and standard deviation over seeds."""
+    shown = [*next(iter(result["systems"].values()))]
+    lines = [f"Written by `{result['command']}`, commit {result['commit']}.", ""]
+    lines += ["| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    for name, row in result["systems"].items():
+        cells = " | ".join(cell(row[measure]) for measure in shown)
+        lines.append(f"| **{name}**, {SYSTEMS[name]} | {len(row[shown[0]])} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     settings = parse(Settings)
     for name in settings.systems:
-        if name not in ("ours", "ours_plain", "fuxi_sim", "fuxi_din"):
-            raise ConfigError(f"system '{name}' is not one of ours, ours_plain, fuxi_sim, fuxi_din")
-    torch.set_num_threads(1)
-    inputs = Inputs.read(settings.data_dir, settings.sid_dir)
-    found: dict[str, list[dict[str, float]]] = {}
-    for seed in range(settings.seeds):
-        for name in settings.systems:
-            report = measure(name, inputs, settings, seed=seed)
-            row = {f"{kind}_{key}": getattr(report.slices[kind].model, key).mean
-                   for kind in KINDS if kind in report.slices for key in ("auc", "gauc")}  # fmt: skip
-            row |= {"log_loss": report.calibration.log_loss, "ece": report.calibration.ece_equal_mass}
-            found.setdefault(name, []).append(row)
-            print(name, seed, {key: round(value, 4) for key, value in row.items()}, flush=True)
-            if settings.json:
-                Path(settings.json).write_text(
-                    json.dumps({"settings": asdict(settings), "found": found}, indent=2) + "\n"
-                )
+        if name not in SYSTEMS:
+            raise ConfigError(f"system '{name}' is not one of {', '.join(SYSTEMS)}{nearest(name, SYSTEMS)}")
+    if not settings.report:
+        work_off(oracle_cells(settings), jobs=settings.jobs)
+    report(settings)
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)
