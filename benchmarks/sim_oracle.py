@@ -204,9 +204,7 @@ def measures_of(report: RewardReport) -> dict[str, float]:
 
 def oracle_cells(settings: Settings) -> list[Cell]:
     """Return each system and seed, seed by seed."""
-    shared = {
-        name: value for name, value in asdict(settings).items() if name not in ("systems", "seeds", "jobs", "report")
-    }
+    shared = {name: getattr(settings, name) for name in SHARED}
     return [
         Cell(f"{name}, seed {seed}", RUNS / name / f"seed{seed}", shared | {"system": name, "seed": seed},
              partial(measure, name, seed, settings), MINUTES[name])

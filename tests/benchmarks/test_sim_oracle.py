@@ -34,7 +34,7 @@ def test_table_has_means_of_what_is_done(tmp_path, monkeypatch):
 
 def test_unknown_system_offers_the_nearest(monkeypatch):
     monkeypatch.setattr("sys.argv", ["sim_oracle.py", "--systems", "fuxi_dinn"])
-    with pytest.raises(ConfigError, match="fuxi_dinn.*did you mean 'fuxi_din'"):
+    with pytest.raises(ConfigError, match=r"fuxi_dinn.*did you mean 'fuxi_din'"):
         sim_oracle.main()
 
 
