@@ -25,14 +25,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import matplotlib as mpl
 import numpy as np
 import yaml
-from matplotlib import pyplot as plt
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, DRAWN, GAINS, LONG, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm, held_out_by
+from benchmarks.rl.arms import ARMS, GAINS, LONG, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm, held_out_by
+from benchmarks.rl.pictures import CURVES, Logged, draw
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, shared_seeds, summarise, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
@@ -49,7 +48,6 @@ from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe
 
-mpl.use("Agg")
 HERE = Path(__file__).parent / "rl"
 KS = (1, 10, 50)
 MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0, "long": 75.0}
@@ -188,18 +186,19 @@ def answer(
         {"class_path": judges(settings)[name][1], "init_args": {"path": str(made_in / "model")}}
         for name, made_in in (("reward", reward_dir), ("gold", gold_dir))
     )
+    blocks = {"R": reward_block, "gold": gold_block}
+    if settings.data == "synthetic":
+        blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
+                          "init_args": {"path": str(made.data.folder)}}  # fmt: skip
     if arm.arguments is not None:
         policy_dir = folder / "policy"
         only_items = ["--constrained_rollouts", "true"] if trained_over(sft_dir) == "children" else []
         paper_tables.run_script(
             "recipes/grpo_sr.py", *words, "--policy_dir", str(sft_dir), "--reward_model", json.dumps(reward_block),
-            "--output_dir", str(policy_dir), *only_items, *arm.arguments,
+            "--gold_model", json.dumps(blocks.get("true", gold_block)), "--output_dir", str(policy_dir), *only_items,
+            *arm.arguments,
         )  # fmt: skip
     dataset, catalog = load_dataset(made.data.folder), Catalog.load(made.sids.folder)
-    blocks = {"R": reward_block, "gold": gold_block}
-    if settings.data == "synthetic":
-        blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
-                          "init_args": {"path": str(made.data.folder)}}  # fmt: skip
     scorers = {name: load_reward_model(block, catalog=catalog) for name, block in blocks.items()}
     recommender: Recommender = load_recommender(
         policy_dir, catalog=catalog, options=BeamOptions(batch_size=128, continue_page=continues_page)
@@ -288,7 +287,8 @@ def report(settings: Settings) -> None:
     file = paper_tables.RESULTS / f"rl_{'_'.join([settings.data, *unusual(settings)])}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
-    draw(done, file.with_suffix(".png"))
+    title = f"{settings.data}, {settings.protocol}: test, minus SFT, 95 % (hollow: not told from it)"
+    draw(result, read_curves(done), file.with_suffix(".png"), title=title)
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
 
 
@@ -347,26 +347,11 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(done: Mapping[str, Mapping[int, Path]], file: Path) -> None:
-    """Draw what was logged over the steps, a line an arm, of the lowest seed of all; leave out what no arm logged."""
+def read_curves(done: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[str, Logged]]:
+    """Return what the trained arms logged, by metric and arm, of the lowest seed of all."""
     first = min(seed for folders in done.values() for seed in folders)
-    of_first = {name: folders[first] for name, folders in done.items() if first in folders}
-    trained = {name: folder for name, folder in of_first.items() if ARMS[name].arguments is not None}
-    curves = {title: {name: logged(folder, metric) for name, folder in trained.items()} for metric, title in DRAWN}
-    curves = {title: of for title, of in curves.items() if any(steps for steps, _ in of.values())}
-    if not curves:
-        return
-    width = 3.6 * len(curves)
-    figure, panels = plt.subplots(1, len(curves), figsize=(width, 3.2), layout="constrained", squeeze=False)
-    for axes, (title, of) in zip(panels[0], curves.items(), strict=True):
-        for name, (steps, values) in of.items():
-            axes.plot(steps, values, label=name, linewidth=1.2)
-        axes.set(xlabel="step", title=title)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, names = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, fontsize=7, loc="outside right")
-    figure.savefig(file, dpi=130)
-    plt.close(figure)
+    trained = {name: of[first] for name, of in done.items() if first in of and ARMS[name].arguments is not None}
+    return {metric: {name: logged(folder, metric) for name, folder in trained.items()} for metric in CURVES}
 
 
 if __name__ == "__main__":

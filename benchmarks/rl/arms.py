@@ -93,12 +93,6 @@ GAINS = (
 )
 """Pairs that say whether RL gained, told seed by seed and stratum by stratum."""
 STRATA = ("same_day", "new_day", "unlabelled", "held_out")
-DRAWN = (
-    ("eval/ndcg@10", "validation NDCG@10"),
-    ("eval/har@10", "validation HaR@10"),
-    ("train/reward/raw", "reward of the rollouts"),
-    ("eval/kl_to_start", "KL to the start, nats"),
-)
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10", "HaR@10", "R@1", "R@10", "gold@1", "gold@10")
 TRUE = ("true_mean@1", "true_mean@10")
 """Of the synthetic market: the probability that the user clicks the first, or one of the first ten, once examined."""

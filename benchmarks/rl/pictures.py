@@ -1,0 +1,156 @@
+"""Pictures of the comparison: what each arm gained on test, and what happened on the way there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Float
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+from genrec_rl.evaluation.evaluate import PAIR
+
+mpl.use("Agg")
+START = "sft"
+GAINED = MappingProxyType(
+    {
+        "NDCG@10": "NDCG@10",
+        "R@1": "reward of the first item",
+        "gold@10": "gold, best of ten",
+        "true_mean@10": "true preference, mean of ten",
+        "HaR@10": "invalid SIDs of ten, free",
+    }
+)
+"""Test metrics, as differences to SFT on the same users."""
+CURVES = MappingProxyType(
+    {
+        "eval/ndcg@10": "validation NDCG@10",
+        "eval/har@10": "validation HaR@10",
+        "train/reward/raw": "reward of the rollouts",
+        "eval/R_mean@10": "reward, mean of ten",
+        "eval/gold_mean@10": "gold, mean of ten",
+        "eval/kl_to_start": "KL to the start, nats",
+    }
+)
+Logged = tuple[Sequence[int], Sequence[float]]
+"""Steps, and the metric's values there."""
+FAMILIES = (
+    ("listwise_kl", "tab:blue"),
+    ("grpo_sr", "tab:green"),
+    ("grpo", "tab:orange"),
+    ("best_of_n", "tab:purple"),
+    ("", "tab:gray"),
+)
+LINES = (
+    ("no_gate", "--"),
+    ("no_anchor", ":"),
+    ("weighed", "-."),
+    ("gentler", (0, (5, 1, 1, 1, 1, 1))),
+    ("per_mass", "--"),
+)
+MIN_POINTS = 3
+"""A line between a start and an end says nothing of the way."""
+SMOOTHED = 20
+"""Curves of this many points and more are drawn as running means, over an eighth of them."""
+
+
+def draw(result: Mapping[str, Any], curves: Mapping[str, Mapping[str, Logged]], file: Path, *, title: str) -> None:
+    """Draw one row of differences to SFT on test, and one of curves over the steps.
+
+    Args:
+        result: what the table is written from.
+        curves: by metric and arm; those with fewer points than ``MIN_POINTS`` are left out.
+        file: where to.
+        title: over the picture.
+    """
+    gained = {metric: of for metric in GAINED if (of := gains(result, metric))}
+    drawn = {metric: lines for metric, of in curves.items() if (lines := told(of))}
+    if not gained:
+        return
+    arms = [name for name in result["systems"] if any(name in of for of in gained.values())]
+    n_rows, n_columns = 1 + bool(drawn), max(len(gained), len(drawn))
+    heights = [1.0 + 0.24 * len(arms), 2.6][:n_rows]
+    figure = plt.figure(figsize=(3.0 * n_columns + 1.5, sum(heights)), layout="constrained")
+    rows = np.atleast_1d(figure.subfigures(n_rows, 1, height_ratios=heights))
+    rows[0].suptitle(title, fontsize=10)
+    for axes, (metric, of) in zip(panels(rows[0], len(gained), n_columns), gained.items(), strict=True):
+        draw_gains(axes, arms, of, title=GAINED[metric])
+    if drawn:
+        below = panels(rows[1], len(drawn), n_columns)
+        for axes, (metric, lines) in zip(below, drawn.items(), strict=True):
+            draw_curves(axes, lines, title=CURVES[metric])
+        handles = {name: line for axes in below for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+        rows[1].legend(handles.values(), handles, frameon=False, fontsize=7, loc="outside right")
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def panels(row: Any, n: int, n_columns: int) -> list[Axes]:
+    """Return the first n of a row's places, and leave the others empty."""
+    places = [*np.atleast_1d(row.subplots(1, n_columns))]
+    for empty in places[n:]:
+        empty.set_axis_off()
+    return places[:n]
+
+
+def gains(result: Mapping[str, Any], metric: str) -> dict[str, dict[str, float]]:
+    """Return an arm's difference to SFT on test, with its interval, of the arms that have the metric."""
+    pairs = {name: result["paired"].get(f"{name}{PAIR}{START}", {}) for name in result["systems"]}
+    return {name: row[metric] for name, row in pairs.items() if metric in row}
+
+
+def told(of: Mapping[str, Logged]) -> dict[str, Logged]:
+    """Return the arms whose curve has enough points."""
+    return {name: (steps, values) for name, (steps, values) in of.items() if len(steps) >= MIN_POINTS}
+
+
+def draw_gains(axes: Axes, arms: Sequence[str], of: Mapping[str, Mapping[str, float]], *, title: str) -> None:
+    """Draw a row an arm: the difference to SFT and its 95 % interval, hollow where that holds 0."""
+    for place, name in enumerate(reversed(arms)):
+        if name in of:
+            low, high, color = of[name]["lo"], of[name]["hi"], style(name)[0]
+            axes.plot([low, high], [place, place], color=color, linewidth=2.0)
+            inside = "white" if low <= 0 <= high else color
+            axes.plot(of[name]["diff"], place, "o", color=color, markersize=5, mfc=inside)
+    axes.axvline(0.0, color="black", linewidth=0.8)
+    is_first = axes.get_subplotspec().is_first_col()
+    axes.set_yticks(range(len(arms)), [*reversed(arms)] if is_first else [""] * len(arms), fontsize=8)
+    axes.set_ylim(-0.6, len(arms) - 0.4)
+    finish(axes, title)
+
+
+def draw_curves(axes: Axes, lines: Mapping[str, Logged], *, title: str) -> None:
+    """Draw a line an arm; a noisy one as its running mean."""
+    for name, (steps, values) in lines.items():
+        color, dashes = style(name)
+        x, y = smoothed(np.asarray(steps, float), np.asarray(values, float))
+        axes.plot(x, y, label=name, color=color, linestyle=dashes, linewidth=1.4)
+    axes.set_xlabel("step", fontsize=8)
+    finish(axes, title)
+
+
+def finish(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(axis="x", nbins=5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def style(name: str) -> tuple[str, Any]:
+    """Return an arm's colour, which is its family's, and its dashes, which say what is left out."""
+    color = next(color for start, color in FAMILIES if name.startswith(start))
+    return color, next((dashes for end, dashes in LINES if name.endswith(end)), "-")
+
+
+def smoothed(
+    steps_N: Float[np.ndarray, " N"], values_N: Float[np.ndarray, " N"]
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    """Return the running mean of a long curve, at the middle of each window; a short one as it is."""
+    if len(values_N) < SMOOTHED:
+        return steps_N, values_N
+    window = np.full(len(values_N) // 8, 1.0)
+    window /= window.sum()
+    return np.convolve(steps_N, window, "valid"), np.convolve(values_N, window, "valid")
