@@ -19,7 +19,7 @@ table.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ import yaml
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, GAINS, LONG, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRUE, Arm, held_out_by
+from benchmarks.rl.arms import ARMS, GAINS, LONG, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRIED, TRUE, Arm, held_out_by
 from benchmarks.rl.pictures import CURVES, Logged, draw
 from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.measure import Columns, Requests, pair, read_columns, shared_seeds, summarise, write_columns
@@ -77,7 +77,8 @@ class Settings:
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     arms: list[str] = field(
-        default_factory=list, metadata={"help": "names of rows; none: all, or of long ones a few"}
+        default_factory=list,
+        metadata={"help": "names of rows, or tried; none: all but the tried, or a few long ones"},
     )
     jobs: int = field(default=1, metadata={"help": "cells at a time"})
     report: bool = field(default=False, metadata={"help": "train nothing: write the table of what is done"})
@@ -95,9 +96,10 @@ class SeedCells:
 
 def main() -> None:
     settings = parse(Settings)
+    known = [*ARMS, "tried"]
     for name in settings.arms:
-        if name not in ARMS:
-            raise ConfigError(f"no arm '{name}' among {', '.join(ARMS)}{nearest(name, ARMS)}")
+        if name not in known:
+            raise ConfigError(f"no arm '{name}' among {', '.join(known)}{nearest(name, known)}")
     if settings.report and settings.arms:
         raise ConfigError(
             f"--report writes every arm that is done, not {', '.join(settings.arms)} alone; leave one out"
@@ -109,8 +111,11 @@ def main() -> None:
 
 def chosen_cells(settings: Settings, seed: int) -> list[Cell]:
     cells = seed_cells(settings, seed)
-    chosen = settings.arms or (ARMS if settings.length == "short" else LONG)
-    return [*cells.sft, cells.reward, cells.gold, *(cells.arms[name] for name in chosen)]
+    usual = LONG if settings.length == "long" else [name for name in ARMS if name not in TRIED]
+    named = [TRIED if name == "tried" else (name,) for name in settings.arms] or [usual]
+    chosen = {name: cells.arms[name] for names in named for name in names}
+    needed = {arm.after: cells.arms[arm.after] for name in chosen if (arm := ARMS[name]).after}
+    return [*cells.sft, cells.reward, cells.gold, *(needed | chosen).values()]
 
 
 def seed_cells(settings: Settings, seed: int) -> SeedCells:
@@ -130,8 +135,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     continues_page = specs[0].continues_page and is_next_item
     if continues_page:
         requests += ["--continue_page", "true"]
-    words = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
-    reward_words = ["--policy_dir", str(sft.folder / "policy"), *words, *requests]
+    objective = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
+    reward_words = ["--policy_dir", str(sft.folder / "policy"), *objective, *requests]
     facts = {"sft": sft.key}
     trees = (facts | {"words": reward_words}, partial(train, "recipes/train_xgb.py", [*stages, *reward_words]))
     sim = (facts, partial(train, "recipes/train_reward.py", stages))
@@ -141,22 +146,49 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
              (sft.folder,))
         for name in ("reward", "gold")
     )  # fmt: skip
-    config = config_file(settings)
-    arms = {}
+    words = ["--config", str(config_file(settings)), *stages, *requests]
+    shared = partial(
+        arm_cell, settings, made=made, sft=sft, reward=reward, gold=gold, words=words, continues_page=continues_page
+    )
+    script = judges(settings)["reward"][0]
+    refresh = partial(train, script, [*stages, *(reward_words[2:] if script == JUDGES["reward"][0] else [])])
+    arms: dict[str, Cell] = {}
     for arm in ARMS.values():
-        made_with = facts | {"reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
-        if arm.arguments is not None:
-            made_with |= {"config": config.read_text()}
-        if arm.is_reranked:
-            made_with |= {"margin_weight": margin_weight(settings)}
-        run = partial(answer, settings, arm, made, sft.folder / "policy", reward.folder, gold.folder,
-                      ["--config", str(config), *stages, *requests], continues_page=continues_page)  # fmt: skip
         is_long = settings.length == "long" and (arm.arguments is not None or arm.is_reranked)
-        title = f"{arm.name}_long" if is_long else arm.name
-        minutes = MINUTES["long" if is_long and arm.arguments is not None else "arm"]
-        needs = (reward.folder, gold.folder)
-        arms[arm.name] = Cell(f"{title}, seed {seed}", root / title / f"seed{seed}", made_with, run, minutes, needs)
+        folder = root / (f"{arm.name}_long" if is_long else arm.name) / f"seed{seed}"
+        arms[arm.name] = shared(arm, folder, after=arms.get(arm.after or ""), refresh=refresh)
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
+
+
+def arm_cell(
+    settings: Settings,
+    arm: Arm,
+    folder: Path,
+    *,
+    made: paper_tables.ProtocolCells,
+    sft: Cell,
+    reward: Cell,
+    gold: Cell,
+    words: Sequence[str],
+    continues_page: bool,
+    after: Cell | None,
+    refresh: Callable[..., None],
+) -> Cell:
+    """Return an arm's cell; ``after`` is that of the arm it goes on from."""
+    facts = {"sft": sft.key, "reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
+    if arm.arguments is not None:
+        facts |= {"config": config_file(settings).read_text()}
+    if arm.is_reranked:
+        facts |= {"margin_weight": margin_weight(settings)}
+    if after is not None:
+        facts |= {"after": after.key, "refreshes": arm.refreshes}
+    start, needs = after or sft, (reward.folder, gold.folder, *((after.folder,) if after else ()))
+    run = partial(answer, settings, arm, made, start.folder / "policy", reward.folder, gold.folder, words,
+                  refresh=refresh if arm.refreshes else None, continues_page=continues_page)  # fmt: skip
+    minutes = MINUTES["long" if settings.length == "long" and arm.arguments is not None else "arm"]
+    return Cell(
+        ", ".join([folder.parent.name, folder.name.replace("seed", "seed ")]), folder, facts, run, minutes, needs
+    )
 
 
 def judges(settings: Settings) -> dict[str, tuple[str, str]]:
@@ -164,24 +196,27 @@ def judges(settings: Settings) -> dict[str, tuple[str, str]]:
     return OF_MARKET if settings.data == "synthetic" else JUDGES
 
 
-def train(script: str, words: Sequence[str], folder: Path) -> None:
-    paper_tables.run_script(script, *words, "--output_dir", str(folder / "model"))
+def train(script: str, words: Sequence[str], folder: Path, *, policy_dir: Path | None = None) -> None:
+    """Train a judge, on a policy's proposals where one is given."""
+    proposals = [] if policy_dir is None else ["--policy_dir", str(policy_dir)]
+    paper_tables.run_script(script, *words, *proposals, "--output_dir", str(folder / "model"))
 
 
 def answer(
     settings: Settings,
     arm: Arm,
     made: paper_tables.ProtocolCells,
-    sft_dir: Path,
+    start_dir: Path,
     reward_dir: Path,
     gold_dir: Path,
     words: Sequence[str],
     folder: Path,
     *,
+    refresh: Callable[..., None] | None,
     continues_page: bool,
 ) -> None:
     """Align the policy, if the arm does, and keep one number a test request and metric."""
-    policy_dir = sft_dir
+    policy_dir = start_dir
     reward_block, gold_block = (
         {"class_path": judges(settings)[name][1], "init_args": {"path": str(made_in / "model")}}
         for name, made_in in (("reward", reward_dir), ("gold", gold_dir))
@@ -191,10 +226,13 @@ def answer(
         blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
                           "init_args": {"path": str(made.data.folder)}}  # fmt: skip
     if arm.arguments is not None:
-        policy_dir = folder / "policy"
-        only_items = ["--constrained_rollouts", "true"] if trained_over(sft_dir) == "children" else []
+        policy_dir, taught_by = folder / "policy", reward_block
+        if refresh is not None:
+            refresh(folder / "refreshed", policy_dir=start_dir)
+            taught_by = reward_block | {"init_args": {"path": str(folder / "refreshed" / "model")}}
+        only_items = ["--constrained_rollouts", "true"] if trained_over(start_dir) == "children" else []
         paper_tables.run_script(
-            "recipes/grpo_sr.py", *words, "--policy_dir", str(sft_dir), "--reward_model", json.dumps(reward_block),
+            "recipes/grpo_sr.py", *words, "--policy_dir", str(start_dir), "--reward_model", json.dumps(taught_by),
             "--gold_model", json.dumps(blocks.get("true", gold_block)), "--output_dir", str(policy_dir), *only_items,
             *arm.arguments,
         )  # fmt: skip
@@ -216,7 +254,7 @@ def answer(
 
     columns, of_lists = measure("constrained")
     columns = {name: values for name, values in columns.items() if not name.startswith("HaR")}
-    if trained_over(sft_dir) == "vocabulary" and not arm.is_reranked:  # (re-ranking only moves invalid SIDs last)
+    if trained_over(start_dir) == "vocabulary" and not arm.is_reranked:  # (re-ranking only moves invalid SIDs last)
         free, _ = measure("unconstrained")
         columns |= {name: values for name, values in free.items() if name.startswith("HaR")}
     if arm.arguments is not None:
@@ -350,7 +388,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
 def read_curves(done: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[str, Logged]]:
     """Return what the trained arms logged, by metric and arm, of the lowest seed of all."""
     first = min(seed for folders in done.values() for seed in folders)
-    trained = {name: of[first] for name, of in done.items() if first in of and ARMS[name].arguments is not None}
+    trained = {name: of[first] for name, of in done.items() if first in of and ARMS[name].arguments is not None
+               and name not in TRIED}  # fmt: skip
     return {metric: {name: logged(folder, metric) for name, folder in trained.items()} for metric in CURVES}
 
 

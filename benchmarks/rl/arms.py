@@ -19,6 +19,7 @@ GENTLER = (
     *("--max_steps", "250", "--eval_steps", "250", "--save_steps", "250"),
 )
 """Half the rate, in few large steps of any length's prompts: first items stay as many as SFT's (LOG.md)."""
+CONSTANT = ("--learning_rate", "2e-5", "--lr_scheduler_type", "constant", "--nll_coef", "0.2")
 PLAIN = (*RATE, "--anchor_positives", "false", "--nll_coef", "0")
 CONTROL = (*RATE, "--unlabelled_share", "0")
 """All its prompts are labelled, at a rate at which it does not fall."""
@@ -40,13 +41,16 @@ def held_out_by(config: Path) -> Callable[[Example], bool] | None:
 class Arm:
     """One row. ``arguments`` are None for a row that trains nothing; ``is_reranked`` lets the reward order the beams.
 
-    ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
+    ``after`` is the arm whose policy it goes on from, in place of SFT's; ``refreshes`` trains the reward anew on that
+    policy's proposals first. ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
     """
 
     name: str
     title: str
     arguments: tuple[str, ...] | None = None
     is_reranked: bool = False
+    after: str | None = None
+    refreshes: bool = False
     paper: tuple[float, float, float] | None = None
 
 
@@ -64,7 +68,29 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
             Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),
             Arm("grpo_sr_weighed", "GRPO-SR, beams weighed by the policy, no division", (*GENTLE, *WEIGHED)),
+            Arm("grpo_sr_gumbel", "GRPO-SR, Gumbel rollouts", (*GENTLE, "--rollouts", "gumbel")),
+            Arm("grpo_sr_sampled", "GRPO-SR, independent samples", (*GENTLE, "--rollouts", "sample")),
+            Arm("grpo_sr_levels", "GRPO-SR, credit by level", (*GENTLE, "--credit", "level")),
+            Arm("grpo_sr_undivided", "GRPO-SR, no division", (*GENTLE, "--scale_rewards", "none")),
+            Arm("grpo_sr_leashed", "GRPO-SR, KL leash .1", (*GENTLE, "--beta", "0.1")),
+            Arm("grpo_sr_constant", "GRPO-SR, constant rate 2e-5", CONSTANT),
+            Arm("grpo_sr_again", "GRPO-SR, as long again", GENTLE, after="grpo_sr"),
+            Arm(
+                "grpo_sr_refreshed",
+                "GRPO-SR, as long again, reward refreshed",
+                GENTLE,
+                after="grpo_sr",
+                refreshes=True,
+            ),
             Arm("listwise_kl", "listwise KL", DISTILLED),
+            Arm("listwise_kl_again", "listwise KL, as long again", DISTILLED, after="listwise_kl"),
+            Arm(
+                "listwise_kl_refreshed",
+                "listwise KL, as long again, reward refreshed",
+                DISTILLED,
+                after="listwise_kl",
+                refreshes=True,
+            ),
             Arm("listwise_kl_per_mass", "listwise KL, groups counted alike", (*DISTILLED, "--per_mass", "true")),
         )
     }
@@ -72,13 +98,29 @@ ARMS = MappingProxyType(
 
 LONG = ("sft", "sft_continued", "best_of_n", "listwise_kl_per_mass")
 """Of a long run: what gained most in short ones, and its controls."""
+AGAIN = tuple(arm.name for arm in ARMS.values() if arm.after)
+TRIED = (
+    *(
+        "grpo_sr_gentler",
+        "grpo_sr_gumbel",
+        "grpo_sr_sampled",
+        "grpo_sr_levels",
+        "grpo_sr_undivided",
+        "grpo_sr_leashed",
+    ),
+    *("grpo_sr_constant", *AGAIN),
+)
+"""What else was tried of the policy gradient, and a second round: run where ``--arms tried`` asks for it."""
 DISTILLING = ("listwise_kl", "listwise_kl_per_mass")
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),
     *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_gentler", "grpo_sr_weighed", *DISTILLING)),
     ("grpo_sr", "grpo"),
     ("grpo_sr_gentler", "grpo"),
-    ("grpo_sr_gentler", "grpo_sr"),
+    *((name, "grpo_sr") for name in TRIED if name.startswith("grpo_sr")),
+    ("grpo_sr_refreshed", "grpo_sr_again"),
+    ("listwise_kl_refreshed", "listwise_kl"),
+    ("listwise_kl_refreshed", "listwise_kl_again"),
     ("grpo_sr_weighed", "grpo_sr"),
     ("grpo_sr", "grpo_sr_no_anchor"),
     ("grpo_sr", "grpo_sr_no_gate"),

@@ -48,7 +48,6 @@ LINES = (
     ("no_gate", "--"),
     ("no_anchor", ":"),
     ("weighed", "-."),
-    ("gentler", (0, (5, 1, 1, 1, 1, 1))),
     ("per_mass", "--"),
 )
 MIN_POINTS = 3

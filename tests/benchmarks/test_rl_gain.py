@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import rl_gain
-from benchmarks.rl.arms import ARMS, DISTILLING, PAIRS, SIGNS
+from benchmarks.rl.arms import ARMS, PAIRS, SIGNS, TRIED
 from benchmarks.rl_gain import (
     HERE,
     Settings,
@@ -29,7 +29,9 @@ from recipes import grpo_sr
 def test_every_arm_is_one_that_the_recipe_takes(tmp_path, data, arm):
     words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), *ARMS[arm].arguments]
     _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
-    assert args.policy_term == {"sft_continued": "none"}.get(arm, "listwise_kl" if arm in DISTILLING else "grpo")
+    assert args.policy_term == {"sft_continued": "none"}.get(
+        arm, arm[:11] if arm.startswith("listwise_kl") else "grpo"
+    )
     assert (args.nll_coef == 0) == arm.startswith("grpo") * ("sr" not in arm)
     assert args.anchor_positives == (arm not in ("grpo", "grpo_no_gate", "grpo_sr_no_anchor"))
 
@@ -40,7 +42,9 @@ def test_pairs_are_of_arms():
 
 def test_side_by_side_an_arm_waits_for_both_judges_and_they_for_the_policy():
     cells = seed_cells(Settings(data="beauty"), 0)
-    assert all(arm.needs == (cells.reward.folder, cells.gold.folder) for arm in cells.arms.values())
+    for name, made in cells.arms.items():
+        after = ARMS[name].after
+        assert made.needs == (cells.reward.folder, cells.gold.folder, *([cells.arms[after].folder] if after else []))
     assert cells.reward.needs == cells.gold.needs == (cells.sft[-1].folder,)
     assert cells.sft[1].folder in cells.sft[-1].needs
 
@@ -112,6 +116,31 @@ def test_unknown_arm_offers_the_nearest(monkeypatch):
     monkeypatch.setattr(rl_gain, "parse", lambda _: Settings(arms=["grpo_s"]))
     with pytest.raises(ConfigError, match="did you mean 'grpo_sr'"):
         rl_gain.main()
+
+
+def test_what_was_tried_runs_by_name_with_the_arms_it_goes_on_from():
+    usual = {made.name for made in chosen_cells(Settings(), 0)}
+    assert not any(f"{name}, seed 0" in usual for name in TRIED)
+    tried = [made.name for made in chosen_cells(Settings(arms=["tried"]), 0)]
+    assert {f"{name}, seed 0" for name in TRIED} <= set(tried)
+    assert tried.index("grpo_sr, seed 0") < tried.index("grpo_sr_refreshed, seed 0")
+
+
+def test_a_second_round_is_another_cell_where_the_first_or_the_refreshing_is():
+    arms = seed_cells(Settings(), 0).arms
+    again, refreshed = arms["grpo_sr_again"], arms["grpo_sr_refreshed"]
+    assert again.facts["after"] == refreshed.facts["after"] == arms["grpo_sr"].key
+    assert len({arms["grpo_sr"].key, again.key, refreshed.key}) == 3
+
+
+def test_a_refreshed_reward_learns_from_the_policy_that_goes_on(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(rl_gain.paper_tables, "run_script", lambda *words: given.extend(words))
+    run = seed_cells(Settings(), 0).arms["grpo_sr_refreshed"].run
+    run.keywords["refresh"](tmp_path, policy_dir=run.args[3])
+    assert given[0] == "recipes/train_xgb.py"
+    assert given.count("--policy_dir") == 1
+    assert given[given.index("--policy_dir") + 1].endswith("grpo_sr/seed0/policy")
 
 
 def test_a_report_of_some_arms_alone_is_refused(monkeypatch):
