@@ -20,7 +20,7 @@ table.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -175,6 +175,8 @@ def arm_cell(
     refresh: Callable[..., None],
 ) -> Cell:
     """Return an arm's cell; ``after`` is that of the arm it goes on from."""
+    if settings.length == "long" and arm.if_long:
+        arm = replace(arm, arguments=(*(arm.arguments or ()), *arm.if_long))
     facts = {"sft": sft.key, "reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
     if arm.arguments is not None:
         facts |= {"config": config_file(settings).read_text()}

@@ -14,11 +14,12 @@ from genrec_rl.types import Example
 RATE = ("--learning_rate", "1e-4")
 GENTLE = (*RATE, "--nll_coef", "0.2")
 """A policy gradient at the distillation's rate leaves what SFT learnt at once (LOG.md)."""
-GENTLER = (
-    *("--learning_rate", "5e-5", "--nll_coef", "0.2", "--per_device_train_batch_size", "4096"),
-    *("--max_steps", "250", "--eval_steps", "250", "--save_steps", "250"),
+GENTLER = ("--learning_rate", "5e-5", "--nll_coef", "0.2")
+"""Half the rate: first items stay as many as SFT's (LOG.md)."""
+FEW_STEPS = (
+    *("--per_device_train_batch_size", "4096", "--max_steps", "250"),
+    *("--eval_steps", "250", "--save_steps", "250"),
 )
-"""Half the rate, in few large steps of any length's prompts: first items stay as many as SFT's (LOG.md)."""
 CONSTANT = ("--learning_rate", "2e-5", "--lr_scheduler_type", "constant", "--nll_coef", "0.2")
 PLAIN = (*RATE, "--anchor_positives", "false", "--nll_coef", "0")
 CONTROL = (*RATE, "--unlabelled_share", "0")
@@ -41,14 +42,16 @@ def held_out_by(config: Path) -> Callable[[Example], bool] | None:
 class Arm:
     """One row. ``arguments`` are None for a row that trains nothing; ``is_reranked`` lets the reward order the beams.
 
-    ``after`` is the arm whose policy it goes on from, in place of SFT's; ``refreshes`` trains the reward anew on that
-    policy's proposals first. ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
+    ``if_long`` are further arguments of a long run. ``after`` is the arm whose policy it goes on from, in place of
+    SFT's; ``refreshes`` trains the reward anew on that policy's proposals first. ``paper`` is the row of the paper's
+    Table 3 (HR@50, R@1, HaR), on its own data.
     """
 
     name: str
     title: str
     arguments: tuple[str, ...] | None = None
     is_reranked: bool = False
+    if_long: tuple[str, ...] = ()
     after: str | None = None
     refreshes: bool = False
     paper: tuple[float, float, float] | None = None
@@ -63,7 +66,7 @@ ARMS = MappingProxyType(
             Arm("best_of_n", "SFT's beams re-ranked by the reward model", is_reranked=True),
             Arm("grpo", "GRPO", PLAIN, paper=(0.7248, 0.1177, 0.0603)),
             Arm("grpo_sr", "GRPO-SR", GENTLE, paper=(0.7438, 0.1212, 0.0268)),
-            Arm("grpo_sr_gentler", "GRPO-SR at half the rate, 250 steps of 256 prompts", GENTLER),
+            Arm("grpo_sr_gentler", "GRPO-SR at half the rate", GENTLER, if_long=FEW_STEPS),
             Arm("grpo_no_gate", "GRPO without gate", (*PLAIN, *NO_GATE), paper=(0.6975, 0.1045, 0.0175)),
             Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
             Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),

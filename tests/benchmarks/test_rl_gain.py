@@ -149,15 +149,12 @@ def test_a_report_of_some_arms_alone_is_refused(monkeypatch):
         rl_gain.main()
 
 
-def test_a_gentler_arm_is_as_long_as_its_checkpoints(tmp_path):
-    words = [
-        "--config",
-        str(HERE / "beauty_long.yaml"),
-        "--output_dir",
-        str(tmp_path),
-        *ARMS["grpo_sr_gentler"].arguments,
-    ]
-    _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
+def test_a_gentler_arm_of_a_long_run_has_few_large_steps_and_checkpoints_at_their_end(tmp_path):
+    long = Settings(data="beauty", protocol="loo", length="long")
+    words = seed_cells(long, 0).arms["grpo_sr_gentler"].facts["arguments"]
+    assert words[: len(ARMS["grpo_sr_gentler"].arguments)] == ARMS["grpo_sr_gentler"].arguments
+    config = ["--config", str(HERE / "beauty_long.yaml"), "--output_dir", str(tmp_path), *words]
+    _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, config)
     assert args.max_steps == args.eval_steps == args.save_steps == 250
 
 
