@@ -1,23 +1,14 @@
 """Settings of GRPO-SR: TRL's GRPOConfig, the terms of eq. 8, and defaults that fit three-token answers."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from trl import GRPOConfig
 
-from genrec_rl.errors import ConfigError
 from genrec_rl.rl.advantages import Shaping
-from genrec_rl.rl.choices import GUARDED, SHAPING, refuse_contradictions
-from genrec_rl.rl.preference_settings import PREFERENCE_TERMS, PreferenceSettings, check_preferences
+from genrec_rl.rl.choices import GUARDED, refuse_contradictions, refuse_torn_groups
+from genrec_rl.rl.preference_settings import PreferenceSettings, check_preferences
 from genrec_rl.sft.devices import DeviceDefaults, check_devices
-
-_POLICY_TERMS = ("grpo", "listwise_kl", "none", *PREFERENCE_TERMS)
-_OWN_NAMES = {"beta": " (of preferences: preference_beta)", "delta": " (of rspo: reference_delta)"}
-_ONLY_GRPO = (
-    *("beta", "num_iterations", "epsilon", "epsilon_high", "delta", "scale_rewards", "loss_type", "entropy_coef"),
-    *("importance_sampling_level", "top_entropy_quantile", *SHAPING),
-)
 
 
 @dataclass
@@ -123,57 +114,12 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     per_device_train_batch_size: int = field(default=256, metadata={"help": "rollouts per device and step"})
     disable_dropout: bool = field(default=True, metadata={"help": "rollouts and loss see the same network"})
 
-    def __post_init__(self) -> None:  # noqa: C901  (a list of refusals)
-        group = self.num_generations or 0
-        if group < 2 or self.per_device_train_batch_size % group:
-            raise ConfigError(
-                f"per_device_train_batch_size {self.per_device_train_batch_size} must be a multiple of "
-                f"num_generations {group} (at least 2): a rollout group lives on one device"
-            )
+    def __post_init__(self) -> None:
+        refuse_torn_groups(self)
         super().__post_init__()
         check_devices(self)
-        if not 0 <= self.nll_coef < math.inf:
-            raise ConfigError(f"nll_coef is {self.nll_coef}; it must be 0 (no NLL term) or a positive number")
-        if self.policy_term not in _POLICY_TERMS:
-            raise ConfigError(f"policy_term '{self.policy_term}' is not one of {', '.join(_POLICY_TERMS)}")
-        if self.policy_term == "none" and self.nll_coef == 0 and self.page_coef == 0:
-            raise ConfigError(
-                "policy_term none leaves the NLL term alone, and nll_coef is 0: nothing is learnt; raise it"
-            )
-        if self.rollouts_from not in ("policy", "start"):
-            raise ConfigError(f"rollouts_from '{self.rollouts_from}' is not one of policy, start")
-        if self.rollouts_from == "start" and self.policy_term not in ("listwise_kl", *PREFERENCE_TERMS):
-            raise ConfigError(
-                "rollouts_from start: eq. 8 weighs the policy's own rollouts; set policy_term listwise_kl or rspo"
-            )
-        if not 0 <= self.margin_weight < math.inf:
-            raise ConfigError(f"margin_weight is {self.margin_weight}; it must be 0 or a positive number")
-        if self.policy_term != "grpo":
-            self._refuse_what_only_grpo_reads()
-        check_preferences(self)
-        if self.policy_term == "listwise_kl" and not (self.margin_weight or self.nll_coef):
-            raise ConfigError("margin_weight and nll_coef are 0: listwise_kl teaches the start to itself; raise one")
-        if self.nll_reduction not in ("sum", "mean"):
-            raise ConfigError(f"nll_reduction '{self.nll_reduction}' is not one of sum, mean")
-        if self.fused_step not in ("auto", "always", "never"):
-            raise ConfigError(f"fused_step '{self.fused_step}' is not one of auto, always, never")
-        if not 0 <= self.history_dropout < 1:
-            raise ConfigError(f"history_dropout {self.history_dropout} must be at least 0 and below 1")
-        if self.length_groups is not None and self.length_groups < 1:
-            raise ConfigError(f"length_groups is {self.length_groups}, at least 1 is needed; 1 reads all together")
-        if self.max_positives < 1:
-            raise ConfigError(f"max_positives is {self.max_positives}, at least 1 is needed")
-        if self.use_vllm:
-            raise ConfigError("use_vllm: merged prompts cannot be sent to vLLM; leave it false")
-        if self.mask_truncated_completions:
-            raise ConfigError("mask_truncated_completions would mask every SID (none has an end token); set it false")
-        for name in ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"):
-            default = GRPOConfig.__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise ConfigError(f"{name} {getattr(self, name)}: beams do not sample token by token; leave it out")
-        if self.temperature != 1.0:
-            raise ConfigError(f"temperature {self.temperature}: beam rollouts score the policy itself; leave it at 1")
         refuse_contradictions(self)
+        check_preferences(self)
         if self.guard:
             self.metric_for_best_model = GUARDED
 
@@ -186,12 +132,3 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     def weight_in_check(self) -> float:
         """The reward's weight where ``check_reward`` re-ranks the start's beams."""
         return self.margin_weight if self.policy_term == "listwise_kl" else self.check_weight
-
-    def _refuse_what_only_grpo_reads(self) -> None:
-        for name in _ONLY_GRPO:
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
-                raise ConfigError(
-                    f"{name} {getattr(self, name)} is of TRL's policy loss, which policy_term {self.policy_term} "
-                    f"leaves out: set it to {default}, or policy_term: grpo{_OWN_NAMES.get(name, '')}"
-                )
