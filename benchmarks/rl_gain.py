@@ -55,6 +55,7 @@ JUDGES = {
     "reward": ("recipes/train_xgb.py", "reward_models.xgb.XGB"),
     "gold": ("recipes/train_reward.py", "reward_models.sim.SIM"),
 }
+ENSEMBLE = "reward_models.ensemble.Ensemble"
 OF_MARKET = {"reward": JUDGES["gold"], "gold": JUDGES["reward"]}
 """A log with true exposures teaches SIM what is liked; of proposals that nobody saw trees learn what was logged."""
 
@@ -92,6 +93,22 @@ class SeedCells:
     reward: Cell
     gold: Cell
     arms: dict[str, Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """The reward that teaches an arm: a cell's, or made in the arm's own folder, of its start's proposals or not."""
+
+    class_path: str
+    folder: Path | None = None
+    make: Callable[..., None] | None = None
+    is_of_start: bool = False
+
+    def block(self, folder: Path, start_dir: Path) -> dict[str, Any]:
+        """Return what a recipe's YAML calls ``reward_model``; make it first, where it is the arm's own."""
+        if self.make is not None:
+            self.make(folder, policy_dir=start_dir if self.is_of_start else None)
+        return {"class_path": self.class_path, "init_args": {"path": str((self.folder or folder) / "model")}}
 
 
 def main() -> None:
@@ -150,13 +167,22 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     shared = partial(
         arm_cell, settings, made=made, sft=sft, reward=reward, gold=gold, words=words, continues_page=continues_page
     )
-    script = judges(settings)["reward"][0]
-    refresh = partial(train, script, [*stages, *(reward_words[2:] if script == JUDGES["reward"][0] else [])])
+    script, reward_class = judges(settings)["reward"]
+    again = reward_words[2:] if script == JUDGES["reward"][0] else []
+    members = ["--members", *(str(judge.folder / "model") for judge in (reward, gold))]
+    teachers: dict[str, Teaching] = {
+        "reward": Teaching(reward_class, reward.folder),
+        "gold": Teaching(judges(settings)["gold"][1], gold.folder),
+        "ensemble": Teaching(ENSEMBLE, make=partial(train, "recipes/combine_rewards.py", [*stages, *members])),
+        "refreshed": Teaching(
+            reward_class, make=partial(train, script, [*stages, *reward_words[2:]]), is_of_start=True
+        ),
+    }
     arms: dict[str, Cell] = {}
     for arm in ARMS.values():
         is_long = settings.length == "long" and (arm.arguments is not None or arm.is_reranked)
         folder = root / (f"{arm.name}_long" if is_long else arm.name) / f"seed{seed}"
-        arms[arm.name] = shared(arm, folder, after=arms.get(arm.after or ""), refresh=refresh)
+        arms[arm.name] = shared(arm, folder, after=arms.get(arm.after or ""), teacher=teachers[arm.taught_by])
     return SeedCells([made.data, made.sids, sft], reward, gold, arms)
 
 
@@ -172,7 +198,7 @@ def arm_cell(
     words: Sequence[str],
     continues_page: bool,
     after: Cell | None,
-    refresh: Callable[..., None],
+    teacher: Teaching,
 ) -> Cell:
     """Return an arm's cell; ``after`` is that of the arm it goes on from."""
     if settings.length == "long" and arm.if_long:
@@ -183,10 +209,12 @@ def arm_cell(
     if arm.is_reranked:
         facts |= {"margin_weight": margin_weight(settings)}
     if after is not None:
-        facts |= {"after": after.key, "refreshes": arm.refreshes}
+        facts |= {"after": after.key}
+    if arm.taught_by != "reward":
+        facts |= {"taught_by": arm.taught_by}
     start, needs = after or sft, (reward.folder, gold.folder, *((after.folder,) if after else ()))
     run = partial(answer, settings, arm, made, start.folder / "policy", reward.folder, gold.folder, words,
-                  refresh=refresh if arm.refreshes else None, continues_page=continues_page)  # fmt: skip
+                  teacher=teacher, continues_page=continues_page)  # fmt: skip
     minutes = MINUTES["long" if settings.length == "long" and arm.arguments is not None else "arm"]
     return Cell(
         ", ".join([folder.parent.name, folder.name.replace("seed", "seed ")]), folder, facts, run, minutes, needs
@@ -214,7 +242,7 @@ def answer(
     words: Sequence[str],
     folder: Path,
     *,
-    refresh: Callable[..., None] | None,
+    teacher: Teaching,
     continues_page: bool,
 ) -> None:
     """Align the policy, if the arm does, and keep one number a test request and metric."""
@@ -228,10 +256,7 @@ def answer(
         blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
                           "init_args": {"path": str(made.data.folder)}}  # fmt: skip
     if arm.arguments is not None:
-        policy_dir, taught_by = folder / "policy", reward_block
-        if refresh is not None:
-            refresh(folder / "refreshed", policy_dir=start_dir)
-            taught_by = reward_block | {"init_args": {"path": str(folder / "refreshed" / "model")}}
+        policy_dir, taught_by = folder / "policy", teacher.block(folder / "teacher", start_dir)
         only_items = ["--constrained_rollouts", "true"] if trained_over(start_dir) == "children" else []
         paper_tables.run_script(
             "recipes/grpo_sr.py", *words, "--policy_dir", str(start_dir), "--reward_model", json.dumps(taught_by),

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
 import yaml
 
 from genrec_rl.rl.unlabelled import is_held_out
 from genrec_rl.types import Example
 
+Teacher = Literal["reward", "gold", "ensemble", "refreshed"]
 RATE = ("--learning_rate", "1e-4")
 GENTLE = (*RATE, "--nll_coef", "0.2")
 """A policy gradient at the distillation's rate leaves what SFT learnt at once (LOG.md)."""
@@ -26,6 +28,8 @@ CONTROL = (*RATE, "--unlabelled_share", "0")
 """All its prompts are labelled, at a rate at which it does not fall."""
 NO_GATE = ("--gate", "none")
 DISTILLED = ("--policy_term", "listwise_kl")
+GENTLE_UNCHECKED = (*GENTLE, "--check_reward", "false")
+UNCHECKED = (*DISTILLED, "--check_reward", "false")
 WEIGHED = ("--rollout_weights", "policy", "--scale_rewards", "none")
 """Each beam counts by its probability: the gradient of the expected reward, which pushes nothing out of the beam."""
 
@@ -43,8 +47,9 @@ class Arm:
     """One row. ``arguments`` are None for a row that trains nothing; ``is_reranked`` lets the reward order the beams.
 
     ``if_long`` are further arguments of a long run. ``after`` is the arm whose policy it goes on from, in place of
-    SFT's; ``refreshes`` trains the reward anew on that policy's proposals first. ``paper`` is the row of the paper's
-    Table 3 (HR@50, R@1, HaR), on its own data.
+    SFT's. ``taught_by`` names the reward: the judges' own, the gold model in its place, their ensemble (mean less one
+    deviation), or the reward trained anew on the proposals of the policy that the arm goes on from. ``paper`` is the
+    row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
     """
 
     name: str
@@ -53,7 +58,7 @@ class Arm:
     is_reranked: bool = False
     if_long: tuple[str, ...] = ()
     after: str | None = None
-    refreshes: bool = False
+    taught_by: Teacher = "reward"
     paper: tuple[float, float, float] | None = None
 
 
@@ -77,22 +82,20 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_undivided", "GRPO-SR, no division", (*GENTLE, "--scale_rewards", "none")),
             Arm("grpo_sr_leashed", "GRPO-SR, KL leash .1", (*GENTLE, "--beta", "0.1")),
             Arm("grpo_sr_constant", "GRPO-SR, constant rate 2e-5", CONSTANT),
+            Arm("grpo_sr_by_gold", "GRPO-SR, taught by the gold model", GENTLE_UNCHECKED, taught_by="gold"),
+            Arm("grpo_sr_ensemble", "GRPO-SR, taught by reward and gold", GENTLE_UNCHECKED, taught_by="ensemble"),
             Arm("grpo_sr_again", "GRPO-SR, as long again", GENTLE, after="grpo_sr"),
-            Arm(
-                "grpo_sr_refreshed",
-                "GRPO-SR, as long again, reward refreshed",
-                GENTLE,
-                after="grpo_sr",
-                refreshes=True,
-            ),
+            Arm("grpo_sr_refreshed", "the same, reward refreshed", GENTLE, after="grpo_sr", taught_by="refreshed"),
             Arm("listwise_kl", "listwise KL", DISTILLED),
+            Arm("listwise_kl_by_gold", "listwise KL, taught by the gold model", UNCHECKED, taught_by="gold"),
+            Arm("listwise_kl_ensemble", "listwise KL, taught by reward and gold", UNCHECKED, taught_by="ensemble"),
             Arm("listwise_kl_again", "listwise KL, as long again", DISTILLED, after="listwise_kl"),
             Arm(
                 "listwise_kl_refreshed",
-                "listwise KL, as long again, reward refreshed",
+                "the same, reward refreshed",
                 DISTILLED,
                 after="listwise_kl",
-                refreshes=True,
+                taught_by="refreshed",
             ),
             Arm("listwise_kl_per_mass", "listwise KL, groups counted alike", (*DISTILLED, "--per_mass", "true")),
         )
@@ -101,19 +104,12 @@ ARMS = MappingProxyType(
 
 LONG = ("sft", "sft_continued", "best_of_n", "listwise_kl_per_mass")
 """Of a long run: what gained most in short ones, and its controls."""
-AGAIN = tuple(arm.name for arm in ARMS.values() if arm.after)
+TAUGHT = tuple(arm.name for arm in ARMS.values() if arm.taught_by != "reward" or arm.after)
 TRIED = (
-    *(
-        "grpo_sr_gentler",
-        "grpo_sr_gumbel",
-        "grpo_sr_sampled",
-        "grpo_sr_levels",
-        "grpo_sr_undivided",
-        "grpo_sr_leashed",
-    ),
-    *("grpo_sr_constant", *AGAIN),
+    *("grpo_sr_gentler", "grpo_sr_constant", "grpo_sr_gumbel", "grpo_sr_sampled", "grpo_sr_levels"),
+    *("grpo_sr_undivided", "grpo_sr_leashed", *TAUGHT),
 )
-"""What else was tried of the policy gradient, and a second round: run where ``--arms tried`` asks for it."""
+"""What else was tried: of the policy gradient, other rewards, a second round. ``--arms tried`` runs it."""
 DISTILLING = ("listwise_kl", "listwise_kl_per_mass")
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),
@@ -122,7 +118,7 @@ PAIRS = (
     ("grpo_sr_gentler", "grpo"),
     *((name, "grpo_sr") for name in TRIED if name.startswith("grpo_sr")),
     ("grpo_sr_refreshed", "grpo_sr_again"),
-    ("listwise_kl_refreshed", "listwise_kl"),
+    *((name, "listwise_kl") for name in TRIED if name.startswith("listwise_kl")),
     ("listwise_kl_refreshed", "listwise_kl_again"),
     ("grpo_sr_weighed", "grpo_sr"),
     ("grpo_sr", "grpo_sr_no_anchor"),

@@ -137,10 +137,40 @@ def test_a_refreshed_reward_learns_from_the_policy_that_goes_on(monkeypatch, tmp
     given = []
     monkeypatch.setattr(rl_gain.paper_tables, "run_script", lambda *words: given.extend(words))
     run = seed_cells(Settings(), 0).arms["grpo_sr_refreshed"].run
-    run.keywords["refresh"](tmp_path, policy_dir=run.args[3])
+    block = run.keywords["teacher"].block(tmp_path, run.args[3])
+    assert block["init_args"]["path"] == str(tmp_path / "model")
     assert given[0] == "recipes/train_xgb.py"
     assert given.count("--policy_dir") == 1
     assert given[given.index("--policy_dir") + 1].endswith("grpo_sr/seed0/policy")
+
+
+def test_the_markets_reward_is_refreshed_without_words_of_trees(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(rl_gain.paper_tables, "run_script", lambda *words: given.extend(words))
+    seed_cells(Settings(data="synthetic"), 0).arms["grpo_sr_refreshed"].run.keywords["teacher"].block(
+        tmp_path, tmp_path
+    )
+    assert given[0] == "recipes/train_reward.py"
+    assert "--objective" not in given
+
+
+def test_an_ensemble_is_made_of_both_judges_and_of_no_proposals(monkeypatch, tmp_path):
+    given = []
+    monkeypatch.setattr(rl_gain.paper_tables, "run_script", lambda *words: given.extend(words))
+    cells = seed_cells(Settings(), 0)
+    run = cells.arms["grpo_sr_ensemble"].run
+    assert run.keywords["teacher"].block(tmp_path, run.args[3])["class_path"] == "reward_models.ensemble.Ensemble"
+    assert "--policy_dir" not in given
+    place = given.index("--members")
+    assert given[place + 1 : place + 3] == [f"{judge.folder}/model" for judge in (cells.reward, cells.gold)]
+
+
+def test_the_other_judge_teaches_from_its_own_folder(tmp_path):
+    for data, own in (("movielens", "SIM"), ("synthetic", "XGB")):
+        cells = seed_cells(Settings(data=data), 0)
+        block = cells.arms["grpo_sr_by_gold"].run.keywords["teacher"].block(tmp_path, tmp_path)
+        assert block["class_path"].endswith(own)
+        assert block["init_args"]["path"] == f"{cells.gold.folder}/model"
 
 
 def test_a_report_of_some_arms_alone_is_refused(monkeypatch):
