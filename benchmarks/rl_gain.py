@@ -2,20 +2,21 @@
 
     python benchmarks/rl_gain.py --data movielens --seeds 0 1 2
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids ours --input ../shared/data
+    python benchmarks/rl_gain.py --data movielens --seeds 0 --arms tried
     python benchmarks/rl_gain.py --data synthetic --seeds 0
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids letter --length long --arms listwise_kl_per_mass
 
 Reads   the data and the SFT policies of ``paper_tables.py``, which it makes where they are missing.
 Writes  runs/rl/<data>/<protocol>/<sids>/<policy>/: reward models, every arm's policy and answers, a folder each, done
-        once; benchmarks/results/rl_<data>.{json,md} and a picture of reward, gold and accuracy over the steps. What
-        is not the default stands in the file's name: rl_beauty_loo_letter.json.
+        once; benchmarks/results/rl_<data>.{json,md} and a picture: what each arm gained, and curves over the steps.
+        What is not the default stands in the file's name: rl_beauty_loo_letter.json.
 Watch   the bar. A run that was killed goes on where it was; ``--report true`` only writes what is done so far.
 
-The reward is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another architecture,
-trained on the log alone, of the same users. On the synthetic market the two change places, since it has true
-exposures; ``true`` is known of it only: the probability that the user clicks what is shown, by the click model that
-made the log. Validation chooses among an arm's checkpoints, where its YAML asks for several; test is opened for the
-table.
+The reward of most arms is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another
+architecture, trained on the log alone, of the same users. On the synthetic market the two change places, since it has
+true exposures; ``true`` is known of it only: the probability that the user clicks what is shown, by the click model
+that made the log. Validation chooses among an arm's checkpoints, where its YAML asks for several; test is opened for
+the table.
 """
 
 import json
@@ -25,7 +26,21 @@ from typing import Any
 
 from benchmarks import paper_tables
 from benchmarks.harness import parse
-from benchmarks.rl.arms import ARMS, GAINS, LONG, OF_LISTS, PAIRS, SHOWN, SIGNS, STRATA, TRIED, TRUE, held_out_by
+from benchmarks.rl.arms import (
+    ARMS,
+    GAINS,
+    LONG,
+    NO_GOLD,
+    OF_LISTS,
+    PAIRS,
+    SHOWN,
+    SIGNS,
+    STRATA,
+    TRIED,
+    TRUE,
+    USUAL,
+    held_out_by,
+)
 from benchmarks.rl.cells import Settings, config_file, logged, seed_cells
 from benchmarks.rl.pictures import CURVES, Logged, draw
 from benchmarks.tables.cells import Cell, work_off
@@ -54,12 +69,24 @@ def main() -> None:
 
 
 def chosen_cells(settings: Settings, seed: int) -> list[Cell]:
+    """Return what is asked for, each arm behind those that it goes on from.
+
+    Raises:
+        ConfigError: for an arm that the data have no use for.
+    """
     cells = seed_cells(settings, seed)
-    usual = LONG if settings.length == "long" else [name for name in ARMS if name not in TRIED]
-    named = [TRIED if name == "tried" else (name,) for name in settings.arms] or [usual]
-    chosen = {name: cells.arms[name] for names in named for name in names}
-    needed = {arm.after: cells.arms[arm.after] for name in chosen if (arm := ARMS[name]).after}
-    return [*cells.sft, cells.reward, cells.gold, *(needed | chosen).values()]
+    names = settings.arms or (LONG if settings.length == "long" else USUAL)
+    if "tried" in names:
+        names = [name for name in [*names, *TRIED] if name in cells.arms]
+    chosen: dict[str, Cell] = {}
+    for name in names:
+        if name not in cells.arms:
+            raise ConfigError(f"arm {name}: the reward of {settings.data} learns from no proposals; leave it out")
+        line = [name]
+        while after := ARMS[line[0]].after:
+            line.insert(0, after)
+        chosen |= {arm: cells.arms[arm] for arm in line}
+    return [*cells.sft, cells.reward, cells.gold, *chosen.values()]
 
 
 def report(settings: Settings) -> None:
@@ -71,7 +98,7 @@ def report(settings: Settings) -> None:
         cells = seed_cells(settings, seed)
         for name, made in cells.arms.items():
             if made.record() is not None:
-                columns.setdefault(name, {})[seed] = read_columns(made.folder)
+                columns.setdefault(name, {})[seed] = judged_by_others(name, read_columns(made.folder))
                 of_lists.setdefault(name, []).append(json.loads((made.folder / "lists.json").read_text()))
                 done.setdefault(name, {})[seed] = made.folder
     if not columns:
@@ -93,9 +120,18 @@ def report(settings: Settings) -> None:
     file = paper_tables.RESULTS / f"rl_{'_'.join([settings.data, *unusual(settings)])}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     file.with_suffix(".md").write_text(as_markdown(result))
-    title = f"{settings.data}, {settings.protocol}: test, minus SFT, 95 % (hollow: not told from it)"
-    draw(result, read_curves(done), file.with_suffix(".png"), title=title)
+    draw(
+        result,
+        read_curves(done, watched="true" if settings.data == "synthetic" else "gold"),
+        file.with_suffix(".png"),
+        title=f"{settings.data}, {settings.protocol}",
+    )
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
+
+
+def judged_by_others(name: str, columns: Columns) -> Columns:
+    """Return an arm's columns, without gold's where the gold model taught it."""
+    return {metric: x for metric, x in columns.items() if not (name in NO_GOLD and metric.startswith("gold"))}
 
 
 def pair_by_seed(
@@ -133,6 +169,8 @@ def as_markdown(result: Mapping[str, Any]) -> str:
             published = dict(zip(("HR@50", "R@1", "HaR@10"), arm.paper, strict=True))
             cells = [number(published[metric]) if metric in published else "" for metric in shown]
             lines.append(f"| *{arm.title}, the paper's Table 3 (its own data)* | | {' | '.join(cells)} |")
+    if set(NO_GOLD) & set(result["systems"]):
+        lines += ["", "Arms that the gold model taught have no gold: it cannot judge them."]
     lines += ["", "Differences on the same users, 95 % intervals over users:", ""]
     for key, row in result["paired"].items():
         seeds = result["paired_seeds"][key]
@@ -153,12 +191,22 @@ def as_markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read_curves(done: Mapping[str, Mapping[int, Path]]) -> dict[str, dict[str, Logged]]:
-    """Return what the trained arms logged, by metric and arm, of the lowest seed of all."""
+def read_curves(done: Mapping[str, Mapping[int, Path]], *, watched: str) -> dict[str, dict[str, Logged]]:
+    """Return what the trained arms logged, by metric and arm, of the lowest seed of all.
+
+    What recipes log as gold is named by the judge that was ``watched``: gold, or on the market the truth.
+    Arms that were tried are left out: there are many, and other rewards have other scales. So is what SFT continued
+    logs of its rollouts, since its prompts are others (all labelled).
+    """
     first = min(seed for folders in done.values() for seed in folders)
     trained = {name: of[first] for name, of in done.items() if first in of and ARMS[name].arguments is not None
                and name not in TRIED}  # fmt: skip
-    return {metric: {name: logged(folder, metric) for name, folder in trained.items()} for metric in CURVES}
+    curves = {metric: {name: logged(folder, metric) for name, folder in trained.items()} for metric in CURVES}
+    curves[f"eval/{watched}_mean@10"] = curves.pop("eval/gold_mean@10")
+    for metric in curves:
+        if metric.startswith("train/"):
+            curves[metric].pop("sft_continued", None)
+    return curves
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ GAUC picks the epoch. All are judged on the same candidates of held-out users' p
 by id and SID codes; ours also reads the catalogue's vectors, ``ours_plain`` does not. FuxiCTR knows no time gaps.
 
 Reads   prepared data and a catalogue.
-Writes  runs/sim_oracle/<system>/seed<n>/: a system's numbers, done once; benchmarks/results/sim_oracle.{json,md}.
+Writes  runs/sim_oracle/<name>/<system>/seed<n>/: a system's numbers, done once;
+        benchmarks/results/sim_oracle_<name>.{json,md}.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
@@ -29,7 +30,7 @@ from benchmarks.tables.cells import Cell, work_off
 from benchmarks.tables.report import as_result, cell
 from genrec_rl.config import nearest
 from genrec_rl.errors import ConfigError
-from genrec_rl.tracking import console, run_recipe
+from genrec_rl.tracking import console, require_stage, run_recipe, stage_record
 from genrec_rl.types import Context, Example
 from reward_models.candidates import LabelledCandidates, NegativeSampler, label_candidates
 from reward_models.quality import fit_platt, page_auc
@@ -48,10 +49,9 @@ SYSTEMS = {
     "fuxi_din": "FuxiCTR's DIN",
 }
 MINUTES = {"ours": 3.0, "ours_plain": 3.0, "fuxi_sim": 12.0, "fuxi_din": 12.0}
-RUNS, RESULT = Path("runs/sim_oracle"), Path("benchmarks/results/sim_oracle.json")
+RUNS, RESULTS = Path("runs/sim_oracle"), Path("benchmarks/results")
+OURS = FitSettings(epochs=4)
 MEASURES = "measures.json"
-SHARED = ("data_dir", "sid_dir", "epochs", "learning_rate", "embedding_dim")
-"""Settings that change what a cell holds."""
 
 
 @dataclass
@@ -60,6 +60,7 @@ class Settings:
 
     data_dir: str = field(default="runs/demo/data", metadata={"help": "prepared data"})
     sid_dir: str = field(default="runs/demo/sids", metadata={"help": "catalogue of semantic ids"})
+    name: str = field(default="movielens", metadata={"help": "of the data, in folders and files"})
     systems: list[str] = field(default_factory=lambda: list(SYSTEMS), metadata={"help": "what is trained"})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     jobs: int = field(default=1, metadata={"help": "systems trained at a time"})
@@ -186,7 +187,7 @@ def measure(name: str, seed: int, settings: Settings, folder: Path) -> None:
             sampler=sampler,
             search_keys=sid_search_keys(catalog),
             config=SIMConfig(use_content=name == "ours"),
-            settings=FitSettings(epochs=4),
+            settings=OURS,
             seed=seed,
         )
     measures = measures_of(judge(model, held_out, popularity=dataset.popularity, **given))
@@ -204,18 +205,26 @@ def measures_of(report: RewardReport) -> dict[str, float]:
 
 def oracle_cells(settings: Settings) -> list[Cell]:
     """Return each system and seed, seed by seed."""
-    shared = {name: getattr(settings, name) for name in SHARED}
-    return [
-        Cell(f"{name}, seed {seed}", RUNS / name / f"seed{seed}", shared | {"system": name, "seed": seed},
-             partial(measure, name, seed, settings), MINUTES[name])
-        for seed in settings.seeds for name in settings.systems
-    ]  # fmt: skip
+    data = require_stage(settings.data_dir, stage="prepare", command="python recipes/prepare.py")
+    sids = require_stage(settings.sid_dir, stage="build_sids", command="python recipes/build_sids.py")
+    stages = {folder.name: stage_record(folder)["key"] for folder in (data, sids)}
+    own = {"network": asdict(SIMConfig()), "fit": asdict(OURS)}
+    others = {name: getattr(settings, name) for name in ("epochs", "learning_rate", "embedding_dim")}
+    cells = []
+    for seed in settings.seeds:
+        for name in settings.systems:
+            facts = {"system": name, "seed": seed, "stages": stages, "max_history": MAX_HISTORY}
+            facts |= {"negatives": NEGATIVES_PER_POSITIVE} | (others if name.startswith("fuxi") else own)
+            folder = RUNS / settings.name / name / f"seed{seed}"
+            run = partial(measure, name, seed, settings)
+            cells.append(Cell(f"{name}, seed {seed}", folder, facts, run, MINUTES[name]))
+    return cells
 
 
 def report(settings: Settings) -> None:
-    """Write the table of what is done."""
+    """Write the table of all systems that are done with these settings, whichever were asked for."""
     systems: dict[str, dict[str, list[float]]] = {}
-    for made in oracle_cells(settings):
+    for made in oracle_cells(replace(settings, systems=list(SYSTEMS))):
         if made.record() is not None:
             row = systems.setdefault(made.facts["system"], {})
             for name, value in json.loads((made.folder / MEASURES).read_text()).items():
@@ -224,9 +233,10 @@ def report(settings: Settings) -> None:
         console.print("nothing is done yet")
         return
     result = as_result(systems, {}, seeds=settings.seeds)
-    RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    RESULT.with_suffix(".md").write_text(as_markdown(result))
-    console.print(f"{RESULT}, {RESULT.with_suffix('.md')}: {len(systems)} systems")
+    file = RESULTS / f"sim_oracle_{settings.name}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    file.with_suffix(".md").write_text(as_markdown(result))
+    console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} systems")
 
 
 def as_markdown(result: dict[str, Any]) -> str:

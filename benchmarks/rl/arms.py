@@ -46,17 +46,16 @@ def held_out_by(config: Path) -> Callable[[Example], bool] | None:
 class Arm:
     """One row. ``arguments`` are None for a row that trains nothing; ``is_reranked`` lets the reward order the beams.
 
-    ``if_long`` are further arguments of a long run. ``after`` is the arm whose policy it goes on from, in place of
-    SFT's. ``taught_by`` names the reward: the judges' own, the gold model in its place, their ensemble (mean less one
-    deviation), or the reward trained anew on the proposals of the policy that the arm goes on from. ``paper`` is the
-    row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
+    ``after`` is the arm whose policy it goes on from, in place of SFT's: a second round with a start, warm-up and
+    schedule of its own. ``taught_by`` names the reward: the judges' own, the gold model in its place, their ensemble
+    (mean less one deviation), or the reward trained anew on the proposals of the policy that the arm goes on from.
+    ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
     """
 
     name: str
     title: str
     arguments: tuple[str, ...] | None = None
     is_reranked: bool = False
-    if_long: tuple[str, ...] = ()
     after: str | None = None
     taught_by: Teacher = "reward"
     paper: tuple[float, float, float] | None = None
@@ -71,7 +70,8 @@ ARMS = MappingProxyType(
             Arm("best_of_n", "SFT's beams re-ranked by the reward model", is_reranked=True),
             Arm("grpo", "GRPO", PLAIN, paper=(0.7248, 0.1177, 0.0603)),
             Arm("grpo_sr", "GRPO-SR", GENTLE, paper=(0.7438, 0.1212, 0.0268)),
-            Arm("grpo_sr_gentler", "GRPO-SR at half the rate", GENTLER, if_long=FEW_STEPS),
+            Arm("grpo_sr_gentler", "GRPO-SR at half the rate", GENTLER),
+            Arm("grpo_sr_few_steps", "GRPO-SR at half the rate, 64,000 prompts in 250 steps", (*GENTLER, *FEW_STEPS)),
             Arm("grpo_no_gate", "GRPO without gate", (*PLAIN, *NO_GATE), paper=(0.6975, 0.1045, 0.0175)),
             Arm("grpo_sr_no_gate", "GRPO-SR without gate", (*GENTLE, *NO_GATE), paper=(0.7016, 0.1067, 0.0196)),
             Arm("grpo_sr_no_anchor", "GRPO-SR without anchoring", (*GENTLE, "--anchor_positives", "false")),
@@ -84,16 +84,22 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_constant", "GRPO-SR, constant rate 2e-5", CONSTANT),
             Arm("grpo_sr_by_gold", "GRPO-SR, taught by the gold model", GENTLE_UNCHECKED, taught_by="gold"),
             Arm("grpo_sr_ensemble", "GRPO-SR, taught by reward and gold", GENTLE_UNCHECKED, taught_by="ensemble"),
-            Arm("grpo_sr_again", "GRPO-SR, as long again", GENTLE, after="grpo_sr"),
-            Arm("grpo_sr_refreshed", "the same, reward refreshed", GENTLE, after="grpo_sr", taught_by="refreshed"),
+            Arm("grpo_sr_again", "GRPO-SR, a second round", GENTLE_UNCHECKED, after="grpo_sr"),
+            Arm(
+                "grpo_sr_refreshed",
+                "the same, reward refreshed",
+                GENTLE_UNCHECKED,
+                after="grpo_sr",
+                taught_by="refreshed",
+            ),
             Arm("listwise_kl", "listwise KL", DISTILLED),
             Arm("listwise_kl_by_gold", "listwise KL, taught by the gold model", UNCHECKED, taught_by="gold"),
             Arm("listwise_kl_ensemble", "listwise KL, taught by reward and gold", UNCHECKED, taught_by="ensemble"),
-            Arm("listwise_kl_again", "listwise KL, as long again", DISTILLED, after="listwise_kl"),
+            Arm("listwise_kl_again", "listwise KL, a second round", UNCHECKED, after="listwise_kl"),
             Arm(
                 "listwise_kl_refreshed",
                 "the same, reward refreshed",
-                DISTILLED,
+                UNCHECKED,
                 after="listwise_kl",
                 taught_by="refreshed",
             ),
@@ -102,18 +108,22 @@ ARMS = MappingProxyType(
     }
 )
 
-LONG = ("sft", "sft_continued", "best_of_n", "listwise_kl_per_mass")
-"""Of a long run: what gained most in short ones, and its controls."""
+LONG = ("sft", "sft_continued", "best_of_n", "grpo_sr_few_steps", "listwise_kl_per_mass")
+"""Of a long run: what gained most in short ones, and its controls; GRPO-SR with as many prompts as in a short one."""
 TAUGHT = tuple(arm.name for arm in ARMS.values() if arm.taught_by != "reward" or arm.after)
 TRIED = (
     *("grpo_sr_gentler", "grpo_sr_constant", "grpo_sr_gumbel", "grpo_sr_sampled", "grpo_sr_levels"),
     *("grpo_sr_undivided", "grpo_sr_leashed", *TAUGHT),
 )
 """What else was tried: of the policy gradient, other rewards, a second round. ``--arms tried`` runs it."""
+USUAL = tuple(name for name in ARMS if name not in (*TRIED, "grpo_sr_few_steps"))
+"""Of a short run."""
+NO_GOLD = tuple(arm.name for arm in ARMS.values() if arm.taught_by in ("gold", "ensemble"))
+"""Arms that the gold model taught: it cannot judge them."""
 DISTILLING = ("listwise_kl", "listwise_kl_per_mass")
 PAIRS = (
     *((name, "sft") for name in ARMS if name != "sft"),
-    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_gentler", "grpo_sr_weighed", *DISTILLING)),
+    *((name, "sft_continued") for name in ("grpo", "grpo_sr", "grpo_sr_few_steps", "grpo_sr_weighed", *DISTILLING)),
     ("grpo_sr", "grpo"),
     ("grpo_sr_gentler", "grpo"),
     *((name, "grpo_sr") for name in TRIED if name.startswith("grpo_sr")),
@@ -129,7 +139,7 @@ PAIRS = (
     ("listwise_kl_per_mass", "listwise_kl"),
 )
 GAINS = (
-    *((a, b) for a in (*DISTILLING, "grpo_sr", "grpo_sr_gentler") for b in ("sft", "sft_continued")),
+    *((a, b) for a in (*DISTILLING, "grpo_sr", "grpo_sr_few_steps") for b in ("sft", "sft_continued")),
     ("grpo_sr", "grpo"),
 )
 """Pairs that say whether RL gained, told seed by seed and stratum by stratum."""

@@ -5,8 +5,8 @@ both, or by a reward of its own. What it was made with stands in its cell's key.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from benchmarks.rl.arms import ARMS, Arm
 from benchmarks.tables.cells import Cell
 from benchmarks.tables.measure import Columns, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
-from benchmarks.tables.systems import TABLE_1, TREES
+from benchmarks.tables.systems import TABLE_1, TREES, SystemSpec
 from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.decoding.rerank import Reranker
@@ -31,11 +31,11 @@ from genrec_rl.sids.catalog import Catalog
 
 HERE = Path(__file__).parent
 KS = (1, 10, 50)
+Block = dict[str, Any]
+"""A class_path and its init_args, as YAML has them."""
 MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0, "long": 75.0}
-JUDGES = {
-    "reward": ("recipes/train_xgb.py", "reward_models.xgb.XGB"),
-    "gold": ("recipes/train_reward.py", "reward_models.sim.SIM"),
-}
+TREES_SCRIPT, SIM_SCRIPT = "recipes/train_xgb.py", "recipes/train_reward.py"
+JUDGES = {"reward": (TREES_SCRIPT, "reward_models.xgb.XGB"), "gold": (SIM_SCRIPT, "reward_models.sim.SIM")}
 ENSEMBLE = "reward_models.ensemble.Ensemble"
 OF_MARKET = {"reward": JUDGES["gold"], "gold": JUDGES["reward"]}
 """A log with true exposures teaches SIM what is liked; of proposals that nobody saw trees learn what was logged."""
@@ -78,21 +78,46 @@ class SeedCells:
 
 @dataclass(frozen=True, slots=True)
 class Teaching:
-    """The reward that teaches an arm: a cell's, or made in the arm's own folder, of its start's proposals or not."""
+    """The reward that teaches an arm: a cell's, or made by a script in the arm's own folder.
+
+    ``is_of_start`` is told the policy that the arm starts from, and learns from its proposals.
+    """
 
     class_path: str
     folder: Path | None = None
-    make: Callable[..., None] | None = None
+    script: str | None = None
+    words: tuple[str, ...] = ()
     is_of_start: bool = False
 
-    def block(self, folder: Path, start_dir: Path) -> dict[str, Any]:
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a reward of the arm's own is made with, for its cell's key."""
+        recipe = "" if self.script is None else Path(self.script).with_suffix(".yaml").read_text()
+        return {"class_path": self.class_path, "words": list(self.words), "recipe": recipe}
+
+    def block(self, folder: Path, start_dir: Path) -> Block:
         """Return what a recipe's YAML calls ``reward_model``; make it first, where it is the arm's own."""
-        if self.make is not None:
-            self.make(folder, policy_dir=start_dir if self.is_of_start else None)
-        return {"class_path": self.class_path, "init_args": {"path": str((self.folder or folder) / "model")}}
+        if self.script is not None:
+            proposals = ["--policy_dir", str(start_dir)] if self.is_of_start else []
+            train(self.script, [*self.words, *proposals], folder)
+        return block_of(self.class_path, self.folder or folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What all arms of a seed share: what was made before them, and what each recipe is told."""
+
+    made: paper_tables.ProtocolCells
+    sft: Cell
+    reward: Cell
+    gold: Cell
+    words: tuple[str, ...]
+    continues_page: bool
+    teachers: dict[str, Teaching]
 
 
 def seed_cells(settings: Settings, seed: int) -> SeedCells:
+    """Return one seed's cells, without arms whose reward the data have no use for."""
     name = settings.policy or {"pages": "genrec", "loo": "genrec_wide"}[settings.protocol]
     specs = [spec for spec in TABLE_1 if spec.name == name and spec.kind == "policy"]
     if not specs:
@@ -101,64 +126,56 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         paper_tables.Settings(data=settings.data, input=settings.input, sids=settings.sids, seeds=[seed])
     )
     made = paper_tables.protocol_cells(table, settings.protocol, specs)
-    sft = made.answers[name, seed]
     root = paper_tables.RL_RUNS / settings.data / settings.protocol / table.sids / name
+    shared = shared_by_arms(settings, seed, made, made.answers[name, seed], root, specs[0])
+    arms: dict[str, Cell] = {}
+    for arm in ARMS.values():
+        if arm.taught_by in shared.teachers:
+            after = arms[arm.after] if arm.after else None
+            arms[arm.name] = arm_cell(settings, seed, arm, shared, root, after=after)
+    return SeedCells([made.data, made.sids, shared.sft], shared.reward, shared.gold, arms)
+
+
+def shared_by_arms(
+    settings: Settings, seed: int, made: paper_tables.ProtocolCells, sft: Cell, root: Path, spec: SystemSpec
+) -> Shared:
+    """Return the judges' cells, and what every arm's recipes are told."""
     stages = ["--data_dir", str(made.data.folder), "--sid_dir", str(made.sids.folder), "--seed", str(seed)]
     is_next_item = PROTOCOLS[settings.protocol].is_next_item
     requests = ["--requests", "running" if is_next_item else "page"]
-    continues_page = specs[0].continues_page and is_next_item
+    continues_page = spec.continues_page and is_next_item
     if continues_page:
         requests += ["--continue_page", "true"]
     objective = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
-    reward_words = ["--policy_dir", str(sft.folder / "policy"), *objective, *requests]
+    of_trees = [*objective, *requests]
+    of_sft = ["--policy_dir", str(sft.folder / "policy"), *of_trees]
     facts = {"sft": sft.key}
-    trees = (facts | {"words": reward_words}, partial(train, "recipes/train_xgb.py", [*stages, *reward_words]))
-    sim = (facts, partial(train, "recipes/train_reward.py", stages))
-    made_by = {"recipes/train_xgb.py": trees, "recipes/train_reward.py": sim}
+    made_by = {
+        TREES_SCRIPT: (facts | {"words": of_sft}, partial(train, TREES_SCRIPT, [*stages, *of_sft])),
+        SIM_SCRIPT: (facts, partial(train, SIM_SCRIPT, stages)),
+    }
     reward, gold = (
-        Cell(f"{name}, seed {seed}", root / name / f"seed{seed}", *made_by[judges(settings)[name][0]], MINUTES[name],
-             (sft.folder,))
-        for name in ("reward", "gold")
+        Cell(f"{judge}, seed {seed}", root / judge / f"seed{seed}", *made_by[judges(settings)[judge][0]],
+             MINUTES[judge], (sft.folder,))
+        for judge in ("reward", "gold")
     )  # fmt: skip
-    words = ["--config", str(config_file(settings)), *stages, *requests]
-    shared = partial(
-        arm_cell, settings, made=made, sft=sft, reward=reward, gold=gold, words=words, continues_page=continues_page
-    )
     script, reward_class = judges(settings)["reward"]
-    own_words = reward_words[2:] if script == JUDGES["reward"][0] else []
-    members = ["--members", *(str(judge.folder / "model") for judge in (reward, gold))]
-    teachers: dict[str, Teaching] = {
+    members = ("--members", *(str(judge.folder / "model") for judge in (reward, gold)))
+    teachers = {
         "reward": Teaching(reward_class, reward.folder),
         "gold": Teaching(judges(settings)["gold"][1], gold.folder),
-        "ensemble": Teaching(ENSEMBLE, make=partial(train, "recipes/combine_rewards.py", [*stages, *members])),
-        "refreshed": Teaching(reward_class, make=partial(train, script, [*stages, *own_words]), is_of_start=True),
+        "ensemble": Teaching(ENSEMBLE, script="recipes/combine_rewards.py", words=(*stages, *members)),
     }
-    arms: dict[str, Cell] = {}
-    for arm in ARMS.values():
-        is_long = settings.length == "long" and (arm.arguments is not None or arm.is_reranked)
-        folder = root / (f"{arm.name}_long" if is_long else arm.name) / f"seed{seed}"
-        arms[arm.name] = shared(arm, folder, after=arms.get(arm.after or ""), teacher=teachers[arm.taught_by])
-    return SeedCells([made.data, made.sids, sft], reward, gold, arms)
+    if script == TREES_SCRIPT:  # (the market's SIM learns from no proposals that could be renewed)
+        teachers["refreshed"] = Teaching(reward_class, None, script, (*stages, *of_trees), is_of_start=True)
+    words = ("--config", str(config_file(settings)), *stages, *requests)
+    return Shared(made, sft, reward, gold, words, continues_page, teachers)
 
 
-def arm_cell(
-    settings: Settings,
-    arm: Arm,
-    folder: Path,
-    *,
-    made: paper_tables.ProtocolCells,
-    sft: Cell,
-    reward: Cell,
-    gold: Cell,
-    words: Sequence[str],
-    continues_page: bool,
-    after: Cell | None,
-    teacher: Teaching,
-) -> Cell:
+def arm_cell(settings: Settings, seed: int, arm: Arm, shared: Shared, root: Path, *, after: Cell | None) -> Cell:
     """Return an arm's cell; ``after`` is that of the arm it goes on from."""
-    if settings.length == "long" and arm.if_long:
-        arm = replace(arm, arguments=(*(arm.arguments or ()), *arm.if_long))
-    facts = {"sft": sft.key, "reward": reward.key, "gold": gold.key, "arguments": arm.arguments}
+    facts: dict[str, Any] = {"sft": shared.sft.key, "reward": shared.reward.key, "gold": shared.gold.key}
+    facts |= {"arguments": arm.arguments}
     if arm.arguments is not None:
         facts |= {"config": config_file(settings).read_text()}
     if arm.is_reranked:
@@ -166,14 +183,13 @@ def arm_cell(
     if after is not None:
         facts |= {"after": after.key}
     if arm.taught_by != "reward":
-        facts |= {"taught_by": arm.taught_by}
-    start, needs = after or sft, (reward.folder, gold.folder, *((after.folder,) if after else ()))
-    run = partial(answer, settings, arm, made, start.folder / "policy", reward.folder, gold.folder, words,
-                  teacher=teacher, continues_page=continues_page)  # fmt: skip
-    minutes = MINUTES["long" if settings.length == "long" and arm.arguments is not None else "arm"]
-    return Cell(
-        ", ".join([folder.parent.name, folder.name.replace("seed", "seed ")]), folder, facts, run, minutes, needs
-    )
+        facts |= {"taught_by": shared.teachers[arm.taught_by].facts}
+    is_long = settings.length == "long" and (arm.arguments is not None or arm.is_reranked)
+    title = f"{arm.name}_long" if is_long else arm.name
+    minutes = MINUTES["long" if is_long and arm.arguments is not None else "arm"]
+    needs = (shared.reward.folder, shared.gold.folder, *((after.folder,) if after else ()))
+    run = partial(answer, settings, arm, shared, (after or shared.sft).folder / "policy")
+    return Cell(f"{title}, seed {seed}", root / title / f"seed{seed}", facts, run, minutes, needs)
 
 
 def judges(settings: Settings) -> dict[str, tuple[str, str]]:
@@ -181,47 +197,59 @@ def judges(settings: Settings) -> dict[str, tuple[str, str]]:
     return OF_MARKET if settings.data == "synthetic" else JUDGES
 
 
-def train(script: str, words: Sequence[str], folder: Path, *, policy_dir: Path | None = None) -> None:
-    """Train a judge, on a policy's proposals where one is given."""
-    proposals = [] if policy_dir is None else ["--policy_dir", str(policy_dir)]
-    paper_tables.run_script(script, *words, *proposals, "--output_dir", str(folder / "model"))
+def block_of(class_path: str, folder: Path) -> Block:
+    """Return what a recipe's YAML says of a reward model."""
+    return {"class_path": class_path, "init_args": {"path": str(folder / "model")}}
 
 
-def answer(
-    settings: Settings,
-    arm: Arm,
-    made: paper_tables.ProtocolCells,
-    start_dir: Path,
-    reward_dir: Path,
-    gold_dir: Path,
-    words: Sequence[str],
-    folder: Path,
-    *,
-    teacher: Teaching,
-    continues_page: bool,
-) -> None:
-    """Align the policy, if the arm does, and keep one number a test request and metric."""
-    policy_dir = start_dir
-    reward_block, gold_block = (
-        {"class_path": judges(settings)[name][1], "init_args": {"path": str(made_in / "model")}}
-        for name, made_in in (("reward", reward_dir), ("gold", gold_dir))
-    )
-    blocks = {"R": reward_block, "gold": gold_block}
+def train(script: str, words: Sequence[str], folder: Path) -> None:
+    """Train a judge."""
+    paper_tables.run_script(script, *words, "--output_dir", str(folder / "model"))
+
+
+def scorer_blocks(settings: Settings, shared: Shared) -> dict[str, Block]:
+    """Return what answers are measured by: the reward (R), gold, and on the market the truth."""
+    classes = judges(settings)
+    blocks = {"R": block_of(classes["reward"][1], shared.reward.folder)}
+    blocks["gold"] = block_of(classes["gold"][1], shared.gold.folder)
     if settings.data == "synthetic":
         blocks["true"] = {"class_path": "reward_models.truth.TruePreference",
-                          "init_args": {"path": str(made.data.folder)}}  # fmt: skip
+                          "init_args": {"path": str(shared.made.data.folder)}}  # fmt: skip
+    return blocks
+
+
+def watcher(arm: Arm, blocks: Mapping[str, Block]) -> Block | None:
+    """Return the judge to watch while an arm trains: the truth where it is known, else one that teaches nothing."""
+    if "true" in blocks:
+        return blocks["true"]
+    return {"gold": blocks["R"], "ensemble": None}.get(arm.taught_by, blocks["gold"])
+
+
+def arm_words(
+    arm: Arm, shared: Shared, blocks: Mapping[str, Block], taught_by: Block, *, start_dir: Path, policy_dir: Path
+) -> list[str]:
+    """Return what recipes/grpo_sr.py is told."""
+    watched = watcher(arm, blocks)
+    words = [*shared.words, "--policy_dir", str(start_dir), "--output_dir", str(policy_dir)]
+    words += ["--reward_model", json.dumps(taught_by)]
+    words += ["--gold_model", "none" if watched is None else json.dumps(watched)]
+    if trained_over(start_dir) == "children":
+        words += ["--constrained_rollouts", "true"]
+    return [*words, *(arm.arguments or ())]
+
+
+def answer(settings: Settings, arm: Arm, shared: Shared, start_dir: Path, folder: Path) -> None:
+    """Align the policy, if the arm does, and keep one number a test request and metric."""
+    policy_dir, blocks = start_dir, scorer_blocks(settings, shared)
     if arm.arguments is not None:
-        policy_dir, taught_by = folder / "policy", teacher.block(folder / "teacher", start_dir)
-        only_items = ["--constrained_rollouts", "true"] if trained_over(start_dir) == "children" else []
-        paper_tables.run_script(
-            "recipes/grpo_sr.py", *words, "--policy_dir", str(start_dir), "--reward_model", json.dumps(taught_by),
-            "--gold_model", json.dumps(blocks.get("true", gold_block)), "--output_dir", str(policy_dir), *only_items,
-            *arm.arguments,
-        )  # fmt: skip
-    dataset, catalog = load_dataset(made.data.folder), Catalog.load(made.sids.folder)
+        policy_dir = folder / "policy"
+        taught_by = shared.teachers[arm.taught_by].block(folder / "teacher", start_dir)
+        words = arm_words(arm, shared, blocks, taught_by, start_dir=start_dir, policy_dir=policy_dir)
+        paper_tables.run_script("recipes/grpo_sr.py", *words)
+    dataset, catalog = load_dataset(shared.made.data.folder), Catalog.load(shared.made.sids.folder)
     scorers = {name: load_reward_model(block, catalog=catalog) for name, block in blocks.items()}
     recommender: Recommender = load_recommender(
-        policy_dir, catalog=catalog, options=BeamOptions(batch_size=128, continue_page=continues_page)
+        policy_dir, catalog=catalog, options=BeamOptions(batch_size=128, continue_page=shared.continues_page)
     )
     if arm.is_reranked:
         recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))

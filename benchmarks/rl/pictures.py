@@ -32,9 +32,11 @@ CURVES = MappingProxyType(
         "train/reward/raw": "reward of the rollouts",
         "eval/R_mean@10": "reward, mean of ten",
         "eval/gold_mean@10": "gold, mean of ten",
+        "eval/true_mean@10": "true preference, mean of ten",
         "eval/kl_to_start": "KL to the start, nats",
     }
 )
+CHOSEN_BY = "eval/ndcg@10"
 Logged = tuple[Sequence[int], Sequence[float]]
 """Steps, and the metric's values there."""
 FAMILIES = (
@@ -63,24 +65,26 @@ def draw(result: Mapping[str, Any], curves: Mapping[str, Mapping[str, Logged]], 
         result: what the table is written from.
         curves: by metric and arm; those with fewer points than ``MIN_POINTS`` are left out.
         file: where to.
-        title: over the picture.
+        title: of data and protocol.
     """
     gained = {metric: of for metric in GAINED if (of := gains(result, metric))}
     drawn = {metric: lines for metric, of in curves.items() if (lines := told(of))}
     if not gained:
+        file.unlink(missing_ok=True)
         return
     arms = [name for name in result["systems"] if any(name in of for of in gained.values())]
     n_rows, n_columns = 1 + bool(drawn), max(len(gained), len(drawn))
     heights = [1.0 + 0.24 * len(arms), 2.6][:n_rows]
     figure = plt.figure(figsize=(3.0 * n_columns + 1.5, sum(heights)), layout="constrained")
     rows = np.atleast_1d(figure.subfigures(n_rows, 1, height_ratios=heights))
-    rows[0].suptitle(title, fontsize=10)
+    rows[0].suptitle(f"{title}: test, minus SFT, 95 % over users (hollow: holds 0; in brackets: seeds)", fontsize=10)
+    seeds = {name: len(result["systems"][name]["NDCG@10"]) for name in arms}
     for axes, (metric, of) in zip(panels(rows[0], len(gained), n_columns), gained.items(), strict=True):
-        draw_gains(axes, arms, of, title=GAINED[metric])
+        draw_gains(axes, seeds, of, title=GAINED[metric])
     if drawn:
         below = panels(rows[1], len(drawn), n_columns)
         for axes, (metric, lines) in zip(below, drawn.items(), strict=True):
-            draw_curves(axes, lines, title=CURVES[metric])
+            draw_curves(axes, lines, title=CURVES[metric], kept=kept_steps(curves.get(CHOSEN_BY, {})))
         handles = {name: line for axes in below for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
         rows[1].legend(handles.values(), handles, frameon=False, fontsize=7, loc="outside right")
     figure.savefig(file, dpi=130)
@@ -106,9 +110,10 @@ def told(of: Mapping[str, Logged]) -> dict[str, Logged]:
     return {name: (steps, values) for name, (steps, values) in of.items() if len(steps) >= MIN_POINTS}
 
 
-def draw_gains(axes: Axes, arms: Sequence[str], of: Mapping[str, Mapping[str, float]], *, title: str) -> None:
-    """Draw a row an arm: the difference to SFT and its 95 % interval, hollow where that holds 0."""
-    for place, name in enumerate(reversed(arms)):
+def draw_gains(axes: Axes, seeds: Mapping[str, int], of: Mapping[str, Mapping[str, float]], *, title: str) -> None:
+    """Draw a row an arm, the first on top: the difference to SFT and its 95 % interval, hollow where that holds 0."""
+    labels = [f"{name} ({n})" for name, n in seeds.items()]
+    for place, name in enumerate(seeds):
         if name in of:
             low, high, color = of[name]["lo"], of[name]["hi"], style(name)[0]
             axes.plot([low, high], [place, place], color=color, linewidth=2.0)
@@ -116,17 +121,27 @@ def draw_gains(axes: Axes, arms: Sequence[str], of: Mapping[str, Mapping[str, fl
             axes.plot(of[name]["diff"], place, "o", color=color, markersize=5, mfc=inside)
     axes.axvline(0.0, color="black", linewidth=0.8)
     is_first = axes.get_subplotspec().is_first_col()
-    axes.set_yticks(range(len(arms)), [*reversed(arms)] if is_first else [""] * len(arms), fontsize=8)
-    axes.set_ylim(-0.6, len(arms) - 0.4)
+    axes.set_yticks(range(len(labels)), labels if is_first else [""] * len(labels), fontsize=8)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
     finish(axes, title)
 
 
-def draw_curves(axes: Axes, lines: Mapping[str, Logged], *, title: str) -> None:
-    """Draw a line an arm; a noisy one as its running mean."""
+def kept_steps(of: Mapping[str, Logged]) -> dict[str, int]:
+    """Return each arm's checkpoint that is tested: the best behind the start, the first of equals."""
+    behind = {
+        name: [(value, -step) for step, value in zip(*curve, strict=True) if step] for name, curve in of.items()
+    }
+    return {name: -max(points)[1] for name, points in behind.items() if points}
+
+
+def draw_curves(axes: Axes, lines: Mapping[str, Logged], *, title: str, kept: Mapping[str, int]) -> None:
+    """Draw a line an arm, a noisy one as its running mean; a dot where the step that is tested has a value."""
     for name, (steps, values) in lines.items():
         color, dashes = style(name)
         x, y = smoothed(np.asarray(steps, float), np.asarray(values, float))
         axes.plot(x, y, label=name, color=color, linestyle=dashes, linewidth=1.4)
+        if kept.get(name) in x:
+            axes.plot(kept[name], y[[*x].index(kept[name])], "o", color=color, markersize=4)
     axes.set_xlabel("step", fontsize=8)
     finish(axes, title)
 

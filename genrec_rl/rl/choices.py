@@ -60,9 +60,9 @@ def refuse_contradictions(args: Any) -> None:
         ConfigError: naming the first that cannot be.
     """
     groups = (_of_values, _of_unread, _of_trl, _of_terms, _of_rollouts, _of_selection)
-    wrong = [message for group in groups for is_wrong, message in group(args) if is_wrong]
-    if wrong:
-        raise ConfigError(wrong[0])
+    wrong = next((message for group in groups for is_wrong, message in group(args) if is_wrong), None)
+    if wrong is not None:
+        raise ConfigError(wrong)
 
 
 def refuse_for_policy(args: Any, policy: Policy, *, n_sids: int) -> None:
@@ -77,7 +77,7 @@ def refuse_for_policy(args: Any, policy: Policy, *, n_sids: int) -> None:
             "the policy was trained with softmax children, so it knows nothing of SIDs that do not exist; set "
             "constrained_rollouts: true, or train it with `recipes/sft.py --softmax vocabulary`"
         )
-    if args.constrained_rollouts and args.num_generations > n_sids:
+    if args.constrained_rollouts and args.rollouts != "sample" and args.num_generations > n_sids:
         raise ConfigError(
             f"num_generations is {args.num_generations}, but the catalogue holds {n_sids} SIDs; lower it"
         )
@@ -96,7 +96,8 @@ def _of_values(args: Any) -> Iterator[tuple[bool, str]]:
         yield not 0 <= value < math.inf, f"{name} is {value}; it must be 0 or a positive number"
     for name, least in LEAST.items():
         value = getattr(args, name)
-        yield value is not None and value < least, f"{name} is {value}, at least {least} is needed"
+        is_small = name != "length_groups" if value is None else value < least
+        yield is_small, f"{name} is {value}, at least {least} is needed"
     dropped = args.history_dropout
     yield not 0 <= dropped < 1, f"history_dropout {dropped} must be at least 0 and below 1"
 

@@ -33,7 +33,7 @@ from genrec_rl.models.policy import Policy
 from genrec_rl.models.prefix_tree import BranchLogits, BranchScores, score_branches
 from genrec_rl.models.trunk import Trunk, in_eval_mode
 from genrec_rl.rewards.calibration import calibrate_rewards, log_odds
-from genrec_rl.rl.choices import refuse_for_policy
+from genrec_rl.rl.choices import FROM_START, refuse_for_policy
 from genrec_rl.rl.config import GRPOSRConfig
 from genrec_rl.rl.diagnostics import HackingWatch
 from genrec_rl.rl.fused import fuses
@@ -93,7 +93,7 @@ class GRPOSRTrainer(GRPOTrainer):
     ) -> None:
         refuse_for_policy(args, policy, n_sids=scorer.catalog.trie.n_sids)
         self._start: Start | None = None
-        if args.policy_term in ("listwise_kl", *PREFERENCE_TERMS):
+        if args.policy_term in FROM_START:
             self._start = Start(policy.model, is_adapted=kwargs.get("peft_config") is not None)
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None

@@ -5,7 +5,16 @@ import pytest
 
 from benchmarks.rl import cells as cells_of_rl
 from benchmarks.rl.arms import ARMS
-from benchmarks.rl.cells import HERE, Settings, judges, logged, margin_weight, seed_cells
+from benchmarks.rl.cells import (
+    HERE,
+    Settings,
+    arm_words,
+    judges,
+    logged,
+    margin_weight,
+    scorer_blocks,
+    seed_cells,
+)
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
 from genrec_rl.rl.config import GRPOSRConfig
@@ -67,60 +76,121 @@ def test_a_length_that_a_data_set_has_not_is_refused():
         seed_cells(Settings(length="long"), 0)
 
 
-def test_a_second_round_is_another_cell_where_the_first_or_the_refreshing_is():
+def test_a_second_round_is_another_cell_where_the_first_or_the_teacher_is():
     arms = seed_cells(Settings(), 0).arms
     again, refreshed = arms["grpo_sr_again"], arms["grpo_sr_refreshed"]
     assert again.facts["after"] == refreshed.facts["after"] == arms["grpo_sr"].key
-    assert len({arms["grpo_sr"].key, again.key, refreshed.key}) == 3
+    assert again.facts["arguments"] == refreshed.facts["arguments"]
+    assert again.key != refreshed.key
+    assert arms["grpo_sr"].folder in again.needs
 
 
-def test_a_refreshed_reward_learns_from_the_policy_that_goes_on(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr(cells_of_rl.paper_tables, "run_script", lambda *words: given.extend(words))
-    run = seed_cells(Settings(), 0).arms["grpo_sr_refreshed"].run
-    block = run.keywords["teacher"].block(tmp_path, run.args[3])
-    assert block["init_args"]["path"] == str(tmp_path / "model")
-    assert given[0] == "recipes/train_xgb.py"
-    assert given.count("--policy_dir") == 1
-    assert given[given.index("--policy_dir") + 1].endswith("grpo_sr/seed0/policy")
+def test_a_reward_made_anew_has_its_words_and_recipe_in_the_key():
+    facts = seed_cells(Settings(), 0).arms["listwise_kl_refreshed"].facts["taught_by"]
+    assert "rank:ndcg" in facts["words"]
+    assert "n_trees" in facts["recipe"]
 
 
-def test_the_markets_reward_is_refreshed_without_words_of_trees(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr(cells_of_rl.paper_tables, "run_script", lambda *words: given.extend(words))
-    seed_cells(Settings(data="synthetic"), 0).arms["grpo_sr_refreshed"].run.keywords["teacher"].block(
-        tmp_path, tmp_path
-    )
-    assert given[0] == "recipes/train_reward.py"
-    assert "--objective" not in given
+def test_only_trees_can_be_refreshed():
+    assert "grpo_sr_refreshed" in seed_cells(Settings(), 0).arms
+    assert not {"grpo_sr_refreshed", "listwise_kl_refreshed"} & set(seed_cells(Settings(data="synthetic"), 0).arms)
 
 
-def test_an_ensemble_is_made_of_both_judges_and_of_no_proposals(monkeypatch, tmp_path):
-    given = []
-    monkeypatch.setattr(cells_of_rl.paper_tables, "run_script", lambda *words: given.extend(words))
+@pytest.fixture
+def told(monkeypatch):
+    """What scripts are told, each as a list."""
+    calls = []
+    monkeypatch.setattr(cells_of_rl.paper_tables, "run_script", lambda *words: calls.append(words))
+    return calls
+
+
+def test_a_refreshed_reward_learns_from_the_policy_that_goes_on(told, tmp_path):
+    cell = seed_cells(Settings(), 0).arms["grpo_sr_refreshed"]
+    _, arm, shared, start = cell.run.args
+    assert start == seed_cells(Settings(), 0).arms["grpo_sr"].folder / "policy"
+    block = shared.teachers[arm.taught_by].block(tmp_path, start)
+    assert block == {"class_path": "reward_models.xgb.XGB", "init_args": {"path": str(tmp_path / "model")}}
+    (words,) = told
+    assert words[0] == "recipes/train_xgb.py"
+    assert words.count("--policy_dir") == 1
+    assert words[words.index("--policy_dir") + 1] == str(start)
+    assert words[-2:] == ("--output_dir", str(tmp_path / "model"))
+
+
+def test_an_ensemble_is_made_of_both_judges_and_of_no_proposals(told, tmp_path):
     cells = seed_cells(Settings(), 0)
-    run = cells.arms["grpo_sr_ensemble"].run
-    assert run.keywords["teacher"].block(tmp_path, run.args[3])["class_path"] == "reward_models.ensemble.Ensemble"
-    assert "--policy_dir" not in given
-    place = given.index("--members")
-    assert given[place + 1 : place + 3] == [f"{judge.folder}/model" for judge in (cells.reward, cells.gold)]
+    _, arm, shared, start = cells.arms["grpo_sr_ensemble"].run.args
+    assert shared.teachers[arm.taught_by].block(tmp_path, start)["class_path"] == "reward_models.ensemble.Ensemble"
+    (words,) = told
+    assert "--policy_dir" not in words
+    place = words.index("--members")
+    assert words[place + 1 : place + 3] == tuple(f"{judge.folder}/model" for judge in (cells.reward, cells.gold))
 
 
-def test_the_other_judge_teaches_from_its_own_folder(tmp_path):
-    for data, own in (("movielens", "SIM"), ("synthetic", "XGB")):
+def test_a_judge_teaches_from_its_own_folder(told, tmp_path):
+    for data, names in (("movielens", ("XGB", "SIM")), ("synthetic", ("SIM", "XGB"))):
         cells = seed_cells(Settings(data=data), 0)
-        block = cells.arms["grpo_sr_by_gold"].run.keywords["teacher"].block(tmp_path, tmp_path)
-        assert block["class_path"].endswith(own)
-        assert block["init_args"]["path"] == f"{cells.gold.folder}/model"
+        for arm, judge, name in zip(("grpo_sr", "grpo_sr_by_gold"), (cells.reward, cells.gold), names, strict=True):
+            _, given, shared, start = cells.arms[arm].run.args
+            block = shared.teachers[given.taught_by].block(tmp_path, start)
+            assert block["class_path"].endswith(name)
+            assert block["init_args"]["path"] == f"{judge.folder}/model"
+    assert not told
 
 
-def test_a_gentler_arm_of_a_long_run_has_few_large_steps_and_checkpoints_at_their_end(tmp_path):
-    long = Settings(data="beauty", protocol="loo", length="long")
-    words = seed_cells(long, 0).arms["grpo_sr_gentler"].facts["arguments"]
-    assert words[: len(ARMS["grpo_sr_gentler"].arguments)] == ARMS["grpo_sr_gentler"].arguments
-    config = ["--config", str(HERE / "beauty_long.yaml"), "--output_dir", str(tmp_path), *words]
+def words_of(monkeypatch, arm, data="movielens", softmax="vocabulary"):
+    monkeypatch.setattr(cells_of_rl, "trained_over", lambda _: softmax)
+    settings = Settings(data=data)
+    _, given, shared, start = seed_cells(settings, 0).arms[arm].run.args
+    taught_by = {"class_path": "teacher", "init_args": {}}
+    blocks = scorer_blocks(settings, shared)
+    words = arm_words(given, shared, blocks, taught_by, start_dir=start, policy_dir=start)
+    return dict(zip(words[::2], words[1::2], strict=True)), start, blocks
+
+
+def test_an_arm_is_told_its_start_its_teacher_and_its_own_arguments(monkeypatch):
+    words, start, _ = words_of(monkeypatch, "grpo_sr_no_gate")
+    assert words["--policy_dir"] == str(start)
+    assert json.loads(words["--reward_model"])["class_path"] == "teacher"
+    assert (words["--gate"], words["--nll_coef"]) == ("none", "0.2")
+    assert "--constrained_rollouts" not in words
+    assert words_of(monkeypatch, "grpo_sr", softmax="children")[0]["--constrained_rollouts"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("arm", "data", "watched"),
+    [
+        ("grpo_sr", "movielens", "gold"),
+        ("grpo_sr_refreshed", "movielens", "gold"),
+        ("grpo_sr_by_gold", "movielens", "R"),
+        ("grpo_sr_by_gold", "synthetic", "true"),
+        ("grpo_sr_ensemble", "synthetic", "true"),
+    ],
+)
+def test_who_teaches_an_arm_does_not_watch_it(monkeypatch, arm, data, watched):
+    words, _, blocks = words_of(monkeypatch, arm, data)
+    assert json.loads(words["--gold_model"]) == blocks[watched]
+
+
+def test_an_arm_that_both_judges_taught_has_nobody_to_watch_it(monkeypatch):
+    assert words_of(monkeypatch, "grpo_sr_ensemble")[0]["--gold_model"] == "none"
+
+
+def test_few_large_steps_end_at_a_checkpoint(tmp_path):
+    words = seed_cells(Settings(data="beauty", protocol="loo", length="long"), 0).arms["grpo_sr_few_steps"]
+    config = ["--config", str(HERE / "beauty_long.yaml"), "--output_dir", str(tmp_path), *words.facts["arguments"]]
     _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, config)
     assert args.max_steps == args.eval_steps == args.save_steps == 250
+    assert args.learning_rate == 5e-5
+
+
+def test_a_reward_that_learnt_otherwise_is_another_start(monkeypatch):
+    before = seed_cells(Settings(data="beauty"), 0)
+    monkeypatch.setattr(cells_of_rl, "TREES", ("--objective", "binary:logistic"))
+    after = seed_cells(Settings(data="beauty"), 0)
+    assert before.reward.key != after.reward.key
+    assert before.arms["grpo_sr"].key != after.arms["grpo_sr"].key
+    assert before.gold.key == after.gold.key
 
 
 def test_reranking_has_the_weight_of_the_policy_term():

@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 
 from benchmarks import rl_gain
 from benchmarks.rl.arms import ARMS, PAIRS, SIGNS, TRIED
 from benchmarks.rl.cells import HERE, Settings
-from benchmarks.rl_gain import as_markdown, chosen_cells, unusual
+from benchmarks.rl_gain import as_markdown, chosen_cells, judged_by_others, read_curves, unusual
 from benchmarks.tables.measure import Requests
 from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
@@ -18,7 +20,7 @@ def test_every_arm_is_one_that_the_recipe_takes(tmp_path, data, arm):
     words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), *ARMS[arm].arguments]
     _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
     assert args.policy_term == {"sft_continued": "none"}.get(
-        arm, arm[:11] if arm.startswith("listwise_kl") else "grpo"
+        arm, "listwise_kl" if arm.startswith("listwise_kl") else "grpo"
     )
     assert (args.nll_coef == 0) == arm.startswith("grpo") * ("sr" not in arm)
     assert args.anchor_positives == (arm not in ("grpo", "grpo_no_gate", "grpo_sr_no_anchor"))
@@ -57,6 +59,35 @@ def test_what_was_tried_runs_by_name_with_the_arms_it_goes_on_from():
     tried = [made.name for made in chosen_cells(Settings(arms=["tried"]), 0)]
     assert {f"{name}, seed 0" for name in TRIED} <= set(tried)
     assert tried.index("grpo_sr, seed 0") < tried.index("grpo_sr_refreshed, seed 0")
+    assert "grpo_sr_refreshed, seed 0" not in [
+        made.name for made in chosen_cells(Settings("synthetic", arms=["tried"]), 0)
+    ]
+
+
+def test_an_arm_that_the_data_have_no_use_for_is_refused_by_name():
+    with pytest.raises(ConfigError, match="grpo_sr_refreshed: the reward of synthetic learns from no proposals"):
+        chosen_cells(Settings(data="synthetic", arms=["grpo_sr_refreshed"]), 0)
+
+
+def test_gold_does_not_judge_what_it_taught():
+    columns = {"gold@10": np.ones(2), "gold_mean@10": np.ones(2), "NDCG@10": np.ones(2)}
+    assert [*judged_by_others("grpo_sr_by_gold", columns)] == ["NDCG@10"]
+    assert [*judged_by_others("grpo_sr_ensemble", columns)] == ["NDCG@10"]
+    assert [*judged_by_others("grpo_sr", columns)] == [*columns]
+
+
+def test_curves_are_of_the_lowest_seed_without_what_was_tried_or_had_other_prompts(tmp_path):
+    done = {}
+    for name in ("sft", "sft_continued", "grpo_sr", "grpo_sr_gumbel"):
+        for seed in (2, 1):
+            done.setdefault(name, {})[seed] = tmp_path / name / str(seed)
+            (tmp_path / name / str(seed) / "policy").mkdir(parents=True)
+            row = {"step": seed, "train/reward/raw": 0.1, "eval/gold_mean@10": 0.2, "eval/ndcg@10": 0.3}
+            (tmp_path / name / str(seed) / "policy" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    curves = read_curves(done, watched="true")
+    assert curves["train/reward/raw"] == {"grpo_sr": ([1], [0.1])}
+    assert curves["eval/true_mean@10"] == {name: ([1], [0.2]) for name in ("sft_continued", "grpo_sr")}
+    assert "eval/gold_mean@10" not in curves
 
 
 def test_a_report_of_some_arms_alone_is_refused(monkeypatch):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -7,29 +8,48 @@ from benchmarks.sim_oracle import Settings, as_markdown, oracle_cells, report
 from genrec_rl.errors import ConfigError
 
 
-def test_a_cell_knows_its_system_seed_and_settings():
-    one, other = (oracle_cells(Settings(systems=["fuxi_sim"], seeds=[0], epochs=n))[0] for n in (1, 2))
-    assert one.folder == other.folder
-    assert one.key != other.key
-    assert len({made.key for made in oracle_cells(Settings())}) == 12
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(sim_oracle, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(sim_oracle, "RESULTS", tmp_path)
+    for stage in ("data", "sids"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "stage.json").write_text(json.dumps({"key": stage}))
+    return Settings(data_dir=str(tmp_path / "data"), sid_dir=str(tmp_path / "sids"))
 
 
-def test_how_many_at_a_time_does_not_make_other_cells():
-    assert [made.key for made in oracle_cells(Settings(jobs=2))] == [made.key for made in oracle_cells(Settings())]
+def keys(settings):
+    return {made.name: made.key for made in oracle_cells(settings)}
 
 
-def test_table_has_means_of_what_is_done(tmp_path, monkeypatch):
-    monkeypatch.setattr(sim_oracle, "RUNS", tmp_path)
-    monkeypatch.setattr(sim_oracle, "RESULT", tmp_path / "sim_oracle.json")
-    settings = Settings(systems=["ours", "fuxi_din"], seeds=[0, 1])
-    for made, auc in zip(oracle_cells(settings)[:3], (0.7, 0.65, 0.8), strict=True):
-        made.folder.mkdir(parents=True)
-        (made.folder / "measures.json").write_text(json.dumps({"exposed_auc": auc}))
-        (made.folder / "cell.json").write_text(json.dumps({"key": made.key, "seconds": 1.0}))
-    report(settings)
-    found = json.loads((tmp_path / "sim_oracle.json").read_text())["systems"]
+@pytest.mark.parametrize("change", [{"epochs": 3}, {"learning_rate": 0.1}, {"embedding_dim": 3}])
+def test_fuxictrs_settings_make_other_cells_of_its_networks_alone(settings, change):
+    before, after = keys(settings), keys(replace(settings, **change))
+    assert {name for name in before if before[name] != after[name]} == {name for name in before if "fuxi" in name}
+
+
+def test_other_data_of_the_same_folder_make_all_cells_anew(settings, tmp_path):
+    before = keys(settings)
+    (tmp_path / "sids" / "stage.json").write_text(json.dumps({"key": "other"}))
+    assert not set(before.values()) & set(keys(settings).values())
+    assert len(set(before.values())) == 12
+
+
+def test_how_many_at_a_time_and_which_does_not_make_other_cells(settings):
+    assert keys(replace(settings, jobs=2)) == keys(settings)
+    assert keys(replace(settings, systems=["ours"])).items() < keys(settings).items()
+
+
+def test_table_has_means_of_what_is_done_whatever_was_asked_for(settings, tmp_path):
+    made = {cell.name: cell for cell in oracle_cells(settings)}
+    for name, auc in (("ours, seed 0", 0.7), ("ours, seed 1", 0.8), ("fuxi_din, seed 0", 0.65)):
+        made[name].folder.mkdir(parents=True)
+        (made[name].folder / "measures.json").write_text(json.dumps({"exposed_auc": auc}))
+        (made[name].folder / "cell.json").write_text(json.dumps({"key": made[name].key, "seconds": 1.0}))
+    report(replace(settings, systems=["ours"]))
+    found = json.loads((tmp_path / "sim_oracle_movielens.json").read_text())["systems"]
     assert found == {"ours": {"exposed_auc": [0.7, 0.8]}, "fuxi_din": {"exposed_auc": [0.65]}}
-    assert "| **ours**, our SIM | 2 | .7500 ± .0707 |" in (tmp_path / "sim_oracle.md").read_text()
+    assert "| **ours**, our SIM | 2 | .7500 ± .0707 |" in (tmp_path / "sim_oracle_movielens.md").read_text()
 
 
 def test_unknown_system_offers_the_nearest(monkeypatch):

@@ -31,6 +31,8 @@ def config(tmp_path, **settings):
         ({"history_dropout": 1.0}, "history_dropout 1.0 must be at least 0 and below 1"),
         ({"length_groups": 0}, "length_groups is 0, at least 1"),
         ({"max_positives": 0}, "max_positives is 0"),
+        ({"max_positives": None}, "max_positives is None, at least 1"),
+        ({"rollouts": "bad", "patience": None}, "rollouts 'bad'"),
         ({"nll_coef": -1.0}, "nll_coef is -1.0"),
         ({"nll_reduction": "max"}, "nll_reduction 'max'"),
         ({"rollouts": "random"}, "not one of beam, gumbel, sample"),
@@ -105,6 +107,11 @@ def test_what_the_policy_or_its_catalogue_cannot_is_one_line(catalog, tmp_path, 
     with pytest.raises(ConfigError, match=message) as error:
         refuse_for_policy(args, make_policy(catalog, **policy), n_sids=catalog.trie.n_sids)
     assert "\n" not in str(error.value)
+
+
+def test_samples_may_be_more_than_the_catalogue_holds(catalog, tmp_path):
+    args = config(tmp_path, constrained_rollouts=True, rollouts="sample")
+    refuse_for_policy(args, make_policy(catalog), n_sids=catalog.trie.n_sids)
 
 
 def test_a_group_may_hold_the_whole_catalogue(catalog, tmp_path):
