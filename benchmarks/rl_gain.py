@@ -15,8 +15,7 @@ Watch   the bar. A run that was killed goes on where it was; ``--report true`` o
 The reward of most arms is XGBoost on the SFT policy's own proposals to training requests. ``gold`` is SIM: another
 architecture, trained on the log alone, of the same users. On the synthetic market the two change places, since it has
 true exposures; ``true`` is known of it only: the probability that the user clicks what is shown, by the click model
-that made the log. Validation chooses among an arm's checkpoints, where its YAML asks for several; test is opened for
-the table.
+that made the log. The last step of every arm is kept; test is opened for the table.
 """
 
 import json

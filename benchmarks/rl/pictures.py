@@ -36,7 +36,6 @@ CURVES = MappingProxyType(
         "eval/kl_to_start": "KL to the start, nats",
     }
 )
-CHOSEN_BY = "eval/ndcg@10"
 Logged = tuple[Sequence[int], Sequence[float]]
 """Steps, and the metric's values there."""
 FAMILIES = (
@@ -84,7 +83,7 @@ def draw(result: Mapping[str, Any], curves: Mapping[str, Mapping[str, Logged]], 
     if drawn:
         below = panels(rows[1], len(drawn), n_columns)
         for axes, (metric, lines) in zip(below, drawn.items(), strict=True):
-            draw_curves(axes, lines, title=CURVES[metric], kept=kept_steps(curves.get(CHOSEN_BY, {})))
+            draw_curves(axes, lines, title=CURVES[metric])
         handles = {name: line for axes in below for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
         rows[1].legend(handles.values(), handles, frameon=False, fontsize=7, loc="outside right")
     figure.savefig(file, dpi=130)
@@ -126,22 +125,12 @@ def draw_gains(axes: Axes, seeds: Mapping[str, int], of: Mapping[str, Mapping[st
     finish(axes, title)
 
 
-def kept_steps(of: Mapping[str, Logged]) -> dict[str, int]:
-    """Return each arm's checkpoint that is tested: the best behind the start, the first of equals."""
-    behind = {
-        name: [(value, -step) for step, value in zip(*curve, strict=True) if step] for name, curve in of.items()
-    }
-    return {name: -max(points)[1] for name, points in behind.items() if points}
-
-
-def draw_curves(axes: Axes, lines: Mapping[str, Logged], *, title: str, kept: Mapping[str, int]) -> None:
-    """Draw a line an arm, a noisy one as its running mean; a dot where the step that is tested has a value."""
+def draw_curves(axes: Axes, lines: Mapping[str, Logged], *, title: str) -> None:
+    """Draw a line an arm; a noisy one as its running mean."""
     for name, (steps, values) in lines.items():
         color, dashes = style(name)
         x, y = smoothed(np.asarray(steps, float), np.asarray(values, float))
         axes.plot(x, y, label=name, color=color, linestyle=dashes, linewidth=1.4)
-        if kept.get(name) in x:
-            axes.plot(kept[name], y[[*x].index(kept[name])], "o", color=color, markersize=4)
     axes.set_xlabel("step", fontsize=8)
     finish(axes, title)
 

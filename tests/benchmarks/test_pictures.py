@@ -4,7 +4,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgba
 
 from benchmarks.rl.arms import ARMS, TRIED
-from benchmarks.rl.pictures import draw, draw_curves, draw_gains, gains, kept_steps, smoothed, style, told
+from benchmarks.rl.pictures import draw, draw_curves, draw_gains, gains, smoothed, style, told
 
 GRPO = {"diff": -0.1, "lo": -0.2, "hi": -0.05}
 LISTWISE = {"diff": 0.1, "lo": -0.1, "hi": 0.3}
@@ -77,14 +77,11 @@ def test_the_interval_is_drawn_from_low_to_high(axes):
     assert any([*line.get_xdata()] == [-0.2, -0.05] for line in axes.lines)
 
 
-def test_the_step_that_is_tested_is_the_best_behind_the_start_and_the_first_of_equals():
-    assert kept_steps({"grpo": ([0, 10, 20, 30], [0.9, 0.5, 0.7, 0.7]), "sft": ([0], [0.9])}) == {"grpo": 20}
-
-
-def test_a_curve_has_a_dot_at_the_step_that_is_tested(axes):
-    draw_curves(axes, {"grpo": ([0, 10, 20], [0.3, 0.2, 0.1])}, title="", kept={"grpo": 10})
-    (dot,) = [line for line in axes.lines if line.get_marker() == "o"]
-    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == (10, 0.2)
+def test_a_curve_is_drawn_from_its_first_step_to_its_last(axes):
+    draw_curves(axes, {"grpo": ([0, 10, 20], [0.3, 0.2, 0.1])}, title="")
+    (line,) = axes.lines
+    assert ([*line.get_xdata()], [*line.get_ydata()]) == ([0, 10, 20], [0.3, 0.2, 0.1])
+    assert line.get_label() == "grpo"
 
 
 def test_a_picture_is_drawn_with_and_without_curves_and_not_of_nothing(tmp_path):
