@@ -48,7 +48,7 @@ class Arm:
 
     ``after`` is the arm whose policy it goes on from, in place of SFT's: a second round with a start, warm-up and
     schedule of its own. ``taught_by`` names the reward: the judges' own, the gold model in its place, their ensemble
-    (mean less one deviation: of two the lower), or the reward trained anew on the proposals of the policy that the arm
+    (mean less one deviation: of two the lower), or the reward trained anew on proposals of the policy that the arm
     goes on from. ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
     """
 
