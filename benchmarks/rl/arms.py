@@ -48,8 +48,9 @@ class Arm:
 
     ``after`` is the arm whose policy it goes on from, in place of SFT's: a second round with a start, warm-up and
     schedule of its own. ``taught_by`` names the reward: the judges' own, the gold model in its place, their ensemble
-    (mean less one deviation: of two the lower), or the reward trained anew on proposals of the policy that the arm
-    goes on from. ``paper`` is the row of the paper's Table 3 (HR@50, R@1, HaR), on its own data.
+    (the mean less half a deviation: of two, three parts of the lower and one of the higher), or the reward trained
+    anew on proposals of the policy that the arm goes on from. ``paper`` is the row of the paper's Table 3 (HR@50,
+    R@1, HaR), on its own data.
     """
 
     name: str
@@ -85,7 +86,7 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_by_gold", "GRPO-SR, taught by the gold model", GENTLE_UNCHECKED, taught_by="gold"),
             Arm(
                 "grpo_sr_ensemble",
-                "GRPO-SR, taught by the lower of reward and gold",
+                "GRPO-SR, taught by reward and gold together",
                 GENTLE_UNCHECKED,
                 taught_by="ensemble",
             ),
@@ -99,7 +100,7 @@ ARMS = MappingProxyType(
             ),
             Arm("listwise_kl", "listwise KL", DISTILLED),
             Arm("listwise_kl_by_gold", "listwise KL, taught by the gold model", UNCHECKED, taught_by="gold"),
-            Arm("listwise_kl_ensemble", "listwise KL, taught by the lower of both", UNCHECKED, taught_by="ensemble"),
+            Arm("listwise_kl_ensemble", "listwise KL, taught by both together", UNCHECKED, taught_by="ensemble"),
             Arm("listwise_kl_again", "listwise KL, a second round", UNCHECKED, after="listwise_kl"),
             Arm(
                 "listwise_kl_refreshed",

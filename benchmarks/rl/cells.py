@@ -160,7 +160,7 @@ def shared_by_arms(
         for judge in ("reward", "gold")
     )  # fmt: skip
     script, reward_class = judges(settings)["reward"]
-    members = ("--members", *(str(judge.folder / "model") for judge in (reward, gold)))
+    members = ("--members", *(str(judge.folder / "model") for judge in (reward, gold)), "--kappa", "0.5")
     teachers = {
         "reward": Teaching(reward_class, reward.folder),
         "gold": Teaching(judges(settings)["gold"][1], gold.folder),
