@@ -40,6 +40,8 @@ class Calibration:
     """Log loss of always predicting the share of positives."""
     ece: float
     ece_equal_mass: float
+    ece_by_chance: float
+    """Equal-mass ECE that a perfect model shows on so few candidates: one near it is not told from perfect."""
     slope: float
     intercept: float
     copc: float
@@ -195,6 +197,7 @@ def calibration_quality(probabilities: Float[np.ndarray, " n"], labels: Float[np
         base_log_loss=_log_loss(np.full(len(labels), base_rate), labels),
         ece=float(ece),
         ece_equal_mass=equal_mass_ece(probabilities, labels, n_bins=15),
+        ece_by_chance=ece_by_chance(probabilities, n_bins=15),
         slope=slope,
         intercept=intercept,
         copc=float(labels.sum() / probabilities.sum()),
@@ -207,6 +210,17 @@ def equal_mass_ece(probabilities: Float[np.ndarray, " n"], labels: Float[np.ndar
     """Return the mean distance of predicted and observed rate over bins of equally many candidates."""
     predicted, observed, size = equal_mass_bins(probabilities, labels, n_bins=n_bins)
     return float((np.abs(predicted - observed) * size).sum() / size.sum())
+
+
+def ece_by_chance(probabilities: Float[np.ndarray, " n"], *, n_bins: int) -> float:
+    """Return the equal-mass ECE to expect where every prediction is the truth (Bröcker and Smith, 2007).
+
+    Labels are then drawn with the predicted probabilities, so a bin's observed rate lies about sqrt(2 / pi) standard
+    deviations from the predicted one. Labels of one page lean on each other, so the true figure is a little higher.
+    """
+    predicted = np.array_split(np.sort(probabilities), n_bins)
+    deviations = [np.sqrt((p * (1 - p)).sum()) for p in predicted]
+    return float(np.sqrt(2 / np.pi) * sum(deviations) / len(probabilities))
 
 
 def equal_mass_bins(

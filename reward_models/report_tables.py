@@ -43,7 +43,7 @@ def print_report(console: Console, report: RewardReport, gates: Mapping[str, Gat
         ranking.add_row("", "popularity", _cell(popularity.auc), _cell(popularity.gauc), "", end_section=True)
     console.print(ranking)
 
-    headings = ("on", "log loss", "base rate's", "ECE", "ECE equal mass", "slope", "intercept", "COPC")
+    headings = ("on", "log loss", "base rate's", "ECE", "ECE equal mass", "by chance", "slope", "intercept", "COPC")
     calibration = _table("Calibration", *headings)
     calibration.add_row("what it learnt from", *_calibration_cells(report.calibration))
     if report.order_calibration is not None:
@@ -83,7 +83,8 @@ def plot_reliability(report: RewardReport, path: Path, *, name: str) -> None:
         line = part.reliability
         axes.plot(line.predicted, line.observed, ".--", markersize=3, linewidth=0.7, label=f"positives and {kind}")
     axes.set(xlabel="predicted reward", ylabel="share clicked or ordered", xlim=(0, 1), ylim=(0, 1), aspect="equal")
-    axes.set_title(f"Reliability, 15 bins of equal mass (ECE {report.calibration.ece_equal_mass:.3f})", fontsize=10)
+    found, chance = report.calibration.ece_equal_mass, report.calibration.ece_by_chance
+    axes.set_title(f"15 bins of equal mass: ECE {found:.3f} (a perfect model's {chance:.3f})", fontsize=10)
     axes.legend(frameon=False, fontsize=7)
     figure.savefig(path, dpi=120)
 
@@ -96,7 +97,11 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _calibration_cells(c: Calibration) -> list[str]:
-    numbers = (c.log_loss, c.base_log_loss, c.ece, c.ece_equal_mass, c.slope, c.intercept, c.copc)
+    numbers = (
+        *(c.log_loss, c.base_log_loss),
+        *(c.ece, c.ece_equal_mass, c.ece_by_chance),
+        *(c.slope, c.intercept, c.copc),
+    )
     return [f"{number:.3f}" for number in numbers]
 
 

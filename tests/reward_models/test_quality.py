@@ -8,6 +8,7 @@ from genrec_rl.errors import DataError
 from reward_models.quality import (
     by_popularity,
     calibration_quality,
+    ece_by_chance,
     equal_mass_ece,
     fit_platt,
     page_auc,
@@ -75,6 +76,19 @@ def test_equal_mass_ece_by_hand():
     assert equal_mass_ece(np.array([0.8, 0.1, 0.6, 0.3]), np.array([1.0, 0, 1, 1]), n_bins=2) == pytest.approx(
         (0.3 + 0.3) / 2
     )
+
+
+def test_ece_by_chance_by_hand():
+    # two bins of two: deviations sqrt(.09 + .16) and sqrt(.25 + .25), over four candidates
+    expected = np.sqrt(2 / np.pi) * (np.sqrt(0.25) + np.sqrt(0.5)) / 4
+    assert ece_by_chance(np.array([0.5, 0.1, 0.5, 0.2]), n_bins=2) == pytest.approx(expected)
+
+
+def test_ece_by_chance_is_what_true_probabilities_show():
+    rng = np.random.default_rng(0)
+    truth = rng.random(600)
+    found = [equal_mass_ece(truth, (rng.random(600) < truth).astype(float), n_bins=15) for _ in range(200)]
+    assert ece_by_chance(truth, n_bins=15) == pytest.approx(np.mean(found), rel=0.05)
 
 
 def sigmoid(logits):
