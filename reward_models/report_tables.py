@@ -43,8 +43,8 @@ def print_report(console: Console, report: RewardReport, gates: Mapping[str, Gat
         ranking.add_row("", "popularity", _cell(popularity.auc), _cell(popularity.gauc), "", end_section=True)
     console.print(ranking)
 
-    headings = ("on", "log loss", "base rate's", "ECE", "ECE equal mass", "by chance", "slope", "intercept", "COPC")
-    calibration = _table("Calibration", *headings)
+    headings = ("on", "log loss", "base rate's", "ECE", "by chance", "slope", "intercept", "COPC")
+    calibration = _table("Calibration, 15 bins of equal mass", *headings)
     calibration.add_row("what it learnt from", *_calibration_cells(report.calibration))
     if report.order_calibration is not None:
         calibration.add_row("the same, orders", *_calibration_cells(report.order_calibration))
@@ -97,11 +97,8 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _calibration_cells(c: Calibration) -> list[str]:
-    numbers = (
-        *(c.log_loss, c.base_log_loss),
-        *(c.ece, c.ece_equal_mass, c.ece_by_chance),
-        *(c.slope, c.intercept, c.copc),
-    )
+    ece = (c.ece_equal_mass, c.ece_by_chance)
+    numbers = (c.log_loss, c.base_log_loss, *ece, c.slope, c.intercept, c.copc)
     return [f"{number:.3f}" for number in numbers]
 
 
