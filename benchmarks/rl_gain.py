@@ -2,6 +2,7 @@
 
     python benchmarks/rl_gain.py --data movielens --seeds 0 1 2
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids ours --input ../shared/data
+    python benchmarks/rl_gain.py --data movielens --exclude_seen true
     python benchmarks/rl_gain.py --data movielens --seeds 0 --arms tried
     python benchmarks/rl_gain.py --data synthetic --seeds 0
     python benchmarks/rl_gain.py --data beauty --protocol loo --sids letter --length long --arms listwise_kl_per_mass
@@ -36,8 +37,8 @@ from benchmarks.rl.arms import (
     SIGNS,
     STRATA,
     TRIED,
-    TRUE,
     USUAL,
+    WHERE_KNOWN,
     held_out_by,
 )
 from benchmarks.rl.cells import Settings, config_file, logged, seed_cells
@@ -123,7 +124,7 @@ def report(settings: Settings) -> None:
         result,
         read_curves(done, watched="true" if settings.data == "synthetic" else "gold"),
         file.with_suffix(".png"),
-        title=f"{settings.data}, {settings.protocol}",
+        title=", ".join([settings.data, settings.protocol, *(["seen items excluded"] * settings.exclude_seen)]),
     )
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
 
@@ -149,13 +150,15 @@ def pair_by_seed(
 def unusual(settings: Settings) -> list[str]:
     """Return what of protocol, SIDs and policy is not the default, so that other tables have other files."""
     usual = Settings()
-    return [getattr(settings, name) for name in ("protocol", "sids", "policy", "length")
-            if getattr(settings, name) != getattr(usual, name)]  # fmt: skip
+    names = [getattr(settings, name) for name in ("protocol", "sids", "policy", "length")
+             if getattr(settings, name) != getattr(usual, name)]  # fmt: skip
+    return [*names, *(["unseen"] if settings.exclude_seen else [])]
 
 
 def as_markdown(result: Mapping[str, Any]) -> str:
     """Write the arms, the paper's rows, and the differences on the same users."""
-    of_requests = [*SHOWN, *(name for name in TRUE if any(name in row for row in result["systems"].values()))]
+    rows = result["systems"].values()
+    of_requests = [*SHOWN, *(name for name in WHERE_KNOWN if any(name in row for row in rows))]
     shown = [*of_requests, *OF_LISTS]
     lines = [f"Written by `{result['command']}`, commit {result['commit'][:10]}.", ""]
     lines += ["| | seeds | " + " | ".join(shown) + " |", "|---" * (len(shown) + 2) + "|"]

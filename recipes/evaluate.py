@@ -83,6 +83,9 @@ class Settings:
     continue_page: bool = field(
         default=False, metadata={"help": "policies read the request's own day as the beginning of their answer"}
     )
+    exclude_seen: bool = field(
+        default=False, metadata={"help": "no system answers with what the request's history holds (max_history)"}
+    )
     max_history: int | None = field(
         default=None,
         metadata={"help": "newest history items shown; none: all"},
@@ -104,7 +107,8 @@ def choose_systems(
 ) -> list[System]:
     """Return the baselines, the policies, and the policies re-ranked, as asked for."""
     asked = policy_systems(policies, catalog, options)
-    systems = [*(baseline_systems(dataset, catalog) if settings.baselines else []), *asked]
+    bars = baseline_systems(dataset, catalog, exclude_seen=settings.exclude_seen) if settings.baselines else []
+    systems = [*bars, *asked]
     if settings.rerank is not None:
         systems += reranked_systems(asked, scorers["R"], weight=settings.rerank)
     if settings.rerank_value is not None:
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
     widths = None if settings.beam_widths is None else tuple(settings.beam_widths)
     options = BeamOptions(settings.batch_size, widths, settings.normalisation, settings.dtype, settings.continue_page,
-                          per_beam=settings.per_beam)  # fmt: skip
+                          per_beam=settings.per_beam, exclude_seen=settings.exclude_seen)  # fmt: skip
     dataset, catalog = open_catalogue(settings.data_dir, settings.sid_dir)
     if plan.beams > catalog.trie.n_sids:
         raise ConfigError(f"beams {plan.beams} of {catalog.trie.n_sids} distinct SIDs; lower --beams and --ks")
@@ -155,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
             plan=plan,
             scorers=scorers,
             protocol=describe(dataset, catalog, scorers, split=settings.split, max_requests=settings.max_requests,
-                              max_history=settings.max_history)
+                              max_history=settings.max_history, exclude_seen=settings.exclude_seen)
             | {"decoding": options.describe(plan.beams, policies)},
             sinks=(writer.write, samples.write),
         )  # fmt: skip

@@ -208,7 +208,12 @@ def make_validation(settings: Settings, args: "GRPOSRConfig", inputs: Inputs) ->
     )
     validation = Validation(
         inputs.dataset.examples("valid", max_history=None),
-        BeamRecommender(policy, catalog=inputs.catalog, continue_page=settings.continue_page),
+        BeamRecommender(
+            policy,
+            catalog=inputs.catalog,
+            continue_page=settings.continue_page,
+            exclude_seen=args.exclude_seen,
+        ),
         beams=settings.eval_beams,
         measure_hallucination=policy.model.config.softmax == "vocabulary",
         reward_model=GatedReward(scorer.reward_model, scorer.gate),

@@ -151,8 +151,9 @@ GAINS = (
 """Pairs that say whether RL gained, told seed by seed and stratum by stratum."""
 STRATA = ("same_day", "new_day", "unlabelled", "held_out")
 SHOWN = ("HR@1", "HR@10", "HR@50", "NDCG@10", "HaR@10", "R@1", "R@10", "gold@1", "gold@10")
-TRUE = ("true_mean@1", "true_mean@10")
-"""Of the synthetic market: the probability that the user clicks the first, or one of the first ten, once examined."""
+WHERE_KNOWN = ("NDCG@10/unseen", "true_mean@1", "true_mean@10")
+"""NDCG@10 once what the user has taken already is left out of the answers; and of the synthetic market: the
+probability that the user clicks the first, or one of the first ten, once examined."""
 SIGNS = (
     (("grpo", "grpo_no_gate"), "HaR@10", "+"),
     (("grpo", "grpo_no_gate"), "HR@50", "+"),

@@ -13,21 +13,32 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
+from jaxtyping import Int
 
 from benchmarks import paper_tables
 from benchmarks.rl.arms import ARMS, Arm
 from benchmarks.tables.cells import Cell
-from benchmarks.tables.measure import Columns, write_columns
+from benchmarks.tables.measure import Columns, without_seen, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
 from benchmarks.tables.systems import TABLE_1, TREES, SystemSpec
 from genrec_rl.data.store import load_dataset
 from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.decoding.rerank import Reranker
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.evaluate import Decoding, Plan, measure_catalogue, measure_requests, predict
+from genrec_rl.evaluation.evaluate import (
+    Decoding,
+    Plan,
+    Predictions,
+    measure_catalogue,
+    measure_requests,
+    predict,
+)
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
+from genrec_rl.evaluation.predictions import PredictionsWriter
+from genrec_rl.metrics import hit_rate, ndcg
 from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
+from genrec_rl.types import Example
 
 HERE = Path(__file__).parent
 KS = (1, 10, 50)
@@ -56,6 +67,9 @@ class Settings:
     input: str = field(default="../shared/data", metadata={"help": "folder that holds Beauty and LETTER's SIDs"})
     length: Literal["short", "long"] = field(
         default="short", metadata={"help": "short: benchmarks/rl/<data>.yaml; long (Beauty alone): <data>_long.yaml"}
+    )
+    exclude_seen: bool = field(
+        default=False, metadata={"help": "no proposal, rollout or answer holds what the user has taken already"}
     )
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2], metadata={"help": "of everything trained"})
     arms: list[str] = field(
@@ -126,7 +140,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         paper_tables.Settings(data=settings.data, input=settings.input, sids=settings.sids, seeds=[seed])
     )
     made = paper_tables.protocol_cells(table, settings.protocol, specs)
-    root = paper_tables.RL_RUNS / settings.data / settings.protocol / table.sids / name
+    folder = f"{name}_unseen" if settings.exclude_seen else name
+    root = paper_tables.RL_RUNS / settings.data / settings.protocol / table.sids / folder
     shared = shared_by_arms(settings, seed, made, made.answers[name, seed], root, specs[0])
     arms: dict[str, Cell] = {}
     for arm in ARMS.values():
@@ -146,6 +161,8 @@ def shared_by_arms(
     continues_page = spec.continues_page and is_next_item
     if continues_page:
         requests += ["--continue_page", "true"]
+    if settings.exclude_seen:
+        requests += ["--exclude_seen", "true"]
     objective = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
     of_trees = [*objective, *requests]
     of_sft = ["--policy_dir", str(sft.folder / "policy"), *of_trees]
@@ -176,6 +193,8 @@ def arm_cell(settings: Settings, seed: int, arm: Arm, shared: Shared, root: Path
     """Return an arm's cell; ``after`` is that of the arm it goes on from."""
     facts: dict[str, Any] = {"sft": shared.sft.key, "reward": shared.reward.key, "gold": shared.gold.key}
     facts |= {"arguments": arm.arguments}
+    if settings.exclude_seen:
+        facts |= {"exclude_seen": True}
     if arm.arguments is not None:
         facts |= {"config": config_file(settings).read_text()}
     if arm.is_reranked:
@@ -248,29 +267,40 @@ def answer(settings: Settings, arm: Arm, shared: Shared, start_dir: Path, folder
         paper_tables.run_script("recipes/grpo_sr.py", *words)
     dataset, catalog = load_dataset(shared.made.data.folder), Catalog.load(shared.made.sids.folder)
     scorers = {name: load_reward_model(block, catalog=catalog) for name, block in blocks.items()}
-    recommender: Recommender = load_recommender(
-        policy_dir, catalog=catalog, options=BeamOptions(batch_size=128, continue_page=shared.continues_page)
-    )
+    options = BeamOptions(batch_size=128, continue_page=shared.continues_page, exclude_seen=settings.exclude_seen)
+    recommender: Recommender = load_recommender(policy_dir, catalog=catalog, options=options)
     if arm.is_reranked:
         recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))
-    examples = dataset.examples("test", max_history=PROTOCOLS[settings.protocol].max_history)
+    max_history = None if settings.exclude_seen else PROTOCOLS[settings.protocol].max_history
+    examples, whole = (dataset.examples("test", max_history=newest) for newest in (max_history, None))
     plan = Plan(ks=KS, beams=max(KS))
 
-    def measure(decoding: Decoding) -> tuple[Columns, dict[str, float]]:
+    def measure(decoding: Decoding) -> tuple[Predictions, Columns]:
         given = predict(recommender, examples, name=arm.name, decoding=decoding, plan=plan, scorers=scorers)
-        columns = measure_requests(given, examples, catalog=catalog, popularity=dataset.popularity, ks=KS)
-        of_lists = measure_catalogue(given, n_items=catalog.n_items, ks=KS)
-        return columns, {name: interval.mean for name, interval in of_lists.items()}
+        writer.write(given)
+        return given, measure_requests(given, examples, catalog=catalog, popularity=dataset.popularity, ks=KS)
 
-    columns, of_lists = measure("constrained")
-    columns = {name: values for name, values in columns.items() if not name.startswith("HaR")}
-    if trained_over(start_dir) == "vocabulary" and not arm.is_reranked:  # (re-ranking only moves invalid SIDs last)
-        free, _ = measure("unconstrained")
-        columns |= {name: values for name, values in free.items() if name.startswith("HaR")}
+    with PredictionsWriter(folder / "predictions.parquet", examples, item_ids=dataset.item_ids) as writer:
+        given, columns = measure("constrained")
+        columns = {name: values for name, values in columns.items() if not name.startswith("HaR")}
+        if not settings.exclude_seen:
+            columns |= measure_unseen(given.rows_PK, whole)
+        of_lists = measure_catalogue(given, n_items=catalog.n_items, ks=KS)
+        if trained_over(start_dir) == "vocabulary" and not arm.is_reranked:  # (re-ranking only moves invalid SIDs)
+            _, free = measure("unconstrained")
+            columns |= {name: values for name, values in free.items() if name.startswith("HaR")}
+    lists = {name: interval.mean for name, interval in of_lists.items()}
     if arm.arguments is not None:
-        of_lists["zero_advantage_share"] = float(np.mean(logged(folder, "train/rollout/zero_advantage_share")[1]))
-    (folder / "lists.json").write_text(json.dumps(of_lists))
+        lists["zero_advantage_share"] = float(np.mean(logged(folder, "train/rollout/zero_advantage_share")[1]))
+    (folder / "lists.json").write_text(json.dumps(lists))
     write_columns(folder, columns)
+
+
+def measure_unseen(rows_PK: Int[np.ndarray, "P K"], examples: Sequence[Example]) -> Columns:
+    """Return accuracy once what a user has taken already is left out of the answers, of requests' whole histories."""
+    rows_PK = without_seen(rows_PK, [example.context.history for example in examples])
+    positives = [example.positives for example in examples]
+    return {"HR@10/unseen": hit_rate(rows_PK, positives, k=10), "NDCG@10/unseen": ndcg(rows_PK, positives, k=10)}
 
 
 def margin_weight(settings: Settings) -> float:

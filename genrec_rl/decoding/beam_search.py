@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from genrec_rl.decoding.exclusion import Exclusion
 from genrec_rl.decoding.gumbel import perturb_children
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.trunk import Branches, Trunk, read_trunk
@@ -87,10 +88,11 @@ def beam_search(
     plan: BeamPlan,
     trie: SidTrie | None = None,
     generator: torch.Generator | None = None,
+    excluded: Exclusion | None = None,
 ) -> Beams:
     """Read the prompts, then search from them; arguments and answer as in ``search_from``."""
     trunk = read_trunk(model, prompt_ids_BP, is_prompt_BP)
-    return search_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=generator)
+    return search_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=generator, excluded=excluded)
 
 
 @torch.no_grad()
@@ -102,6 +104,7 @@ def search_from(
     plan: BeamPlan,
     trie: SidTrie | None = None,
     generator: torch.Generator | None = None,
+    excluded: Exclusion | None = None,
 ) -> Beams:
     """Return the most probable continuations of L tokens, or a sample of them without replacement.
 
@@ -114,6 +117,7 @@ def search_from(
         generator: draws continuations by Gumbel top-k (Kool et al. 2019, arXiv:1903.06059) in place of the best. With
             a trie they are a sample of what the policy would draw if, level by level, it chose among real children
             by their probabilities divided by the children's sum: not of the policy restricted to the catalogue.
+        excluded: what is never answered; probabilities stay those of the policy, so that they sum to less than 1.
 
     Raises:
         RolloutError: when the model returns NaN for what was read.
@@ -126,6 +130,8 @@ def search_from(
     beams = _Growing(model, trunk, vocab, plan, trie)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
+        if excluded is not None and (trie is not None or level == vocab.n_levels - 1):
+            log_probs_BWK = excluded.mask(level, beams.tokens, log_probs_BWK, first_token=first_token)
         rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
         own = plan.per_beam if level else None
         if trie is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genrec_rl.decoding.beam_search import BeamPlan, Normalisation, beam_search
+from genrec_rl.decoding.exclusion import SeenItems
 from genrec_rl.errors import ConfigError, RolloutError
 from genrec_rl.models.policy import Policy
 from genrec_rl.models.trunk import in_eval_mode
@@ -41,6 +42,7 @@ class BeamRecommender:
         per_beam: continuations of a beam that go on, see ``BeamPlan``; None for no cut.
         sample_seed: draw answers without repeats (Gumbel top-k) in place of the best, one stream of draws through all
             calls; one unconstrained answer a request is what the policy would say.
+        exclude_seen: never answer with what a context's history holds.
 
     Raises:
         ConfigError: for ``continue_page`` with a policy that was never taught pages.
@@ -57,6 +59,7 @@ class BeamRecommender:
         continue_page: bool = False,
         per_beam: int | None = None,
         sample_seed: int | None = None,
+        exclude_seen: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, at least 1 is needed")
@@ -75,34 +78,40 @@ class BeamRecommender:
         self._noise: torch.Generator | None = None
         if sample_seed is not None:
             self._noise = torch.Generator(policy.model.device).manual_seed(sample_seed)
+        self._seen = SeenItems(catalog, policy.vocab) if exclude_seen else None
         self.write = policy.prompts.running_prompt if continue_page else policy.prompts.prompt
 
     @torch.no_grad()
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
         """Return the k best SIDs of each context; invalid ones (only if unconstrained) keep their rank.
 
-        Where the catalogue holds fewer than k SIDs, all of them come back.
+        Where the catalogue holds fewer than k SIDs, all of them come back; where some are excluded, and a request is
+        left fewer than others, ``NO_ITEM`` and -inf stand behind its last.
 
         Raises:
             RolloutError: when ``beam_widths`` leave a request without k answers.
         """
         plan = self._plan(k)
         proposed = self.propose(contexts, widths=plan.widths, constrained=constrained)
-        self._check_enough(proposed, plan, constrained=constrained)
+        self._check_enough(proposed, plan, contexts, constrained=constrained)
         return proposed
 
     @torch.no_grad()
     def propose(self, contexts: Sequence[Context], *, widths: Sequence[int], constrained: bool) -> Rollouts:
         """Return up to ``widths[-1]`` SIDs of each context, searched with these beams on each level.
 
-        Where narrow levels leave a request fewer than others, ``NO_ITEM`` and -inf stand behind its last SID.
+        Where narrow levels, or what is excluded, leave a request fewer than others, ``NO_ITEM`` and -inf stand behind
+        its last SID.
         """
         plan = BeamPlan(tuple(widths), self.normalisation, self.per_beam)
         prompts = [self.write(context) for context in contexts]
         order = np.argsort([-len(prompt) for prompt in prompts], kind="stable")
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         with in_eval_mode(self.policy.model):
-            parts = [self._search([prompts[i] for i in batch], plan, constrained=constrained) for batch in batches]
+            parts = [
+                self._search([prompts[i] for i in batch], [contexts[i] for i in batch], plan, constrained=constrained)
+                for batch in batches
+            ]
         if not parts:
             parts = [
                 (torch.empty(0, plan.widths[-1], len(widths), dtype=torch.long), torch.empty(0, plan.widths[-1]))
@@ -121,20 +130,38 @@ class BeamRecommender:
         return plan
 
     def _search(
-        self, prompts: list[Int[np.ndarray, " S"]], plan: BeamPlan, *, constrained: bool
+        self,
+        prompts: list[Int[np.ndarray, " S"]],
+        contexts: Sequence[Context],
+        plan: BeamPlan,
+        *,
+        constrained: bool,
     ) -> tuple[Int[Tensor, "B W L"], Float[Tensor, "B W"]]:
         model, trie = self.policy.model, self.catalog.trie if constrained else None
         ids, is_prompt = (x.to(model.device) for x in self.policy.prompts.batch(prompts))
-        vocab, noise = self.policy.vocab, self._noise
-        tokens, log_probs = beam_search(model, ids, is_prompt, vocab=vocab, plan=plan, trie=trie, generator=noise)
+        tokens, log_probs = beam_search(
+            model,
+            ids,
+            is_prompt,
+            vocab=self.policy.vocab,
+            plan=plan,
+            trie=trie,
+            generator=self._noise,
+            excluded=None if self._seen is None else self._seen.of(contexts).to(model.device),
+        )
         return tokens.cpu(), log_probs.cpu()
 
-    def _check_enough(self, proposed: Rollouts, plan: BeamPlan, *, constrained: bool) -> None:
+    def _check_enough(
+        self, proposed: Rollouts, plan: BeamPlan, contexts: Sequence[Context], *, constrained: bool
+    ) -> None:
         sizes = self.policy.vocab.codebook_sizes
         by_level = plan.normalisation != "vocabulary"
         free = prod(sizes) if by_level else self.policy.model.config.vocab_size ** len(sizes)
-        wanted = min(plan.widths[-1], self.catalog.trie.n_sids if constrained else free)
+        exist = self.catalog.trie.n_sids if constrained else free
+        wanted = min(plan.widths[-1], exist)
         found = int((proposed.log_probs_PG > -torch.inf).sum(1).min()) if len(proposed.log_probs_PG) else wanted
+        if found < wanted and self._seen is not None:
+            wanted = min(wanted, exist - self._seen.of(contexts).most)
         if found < wanted:
             raise RolloutError(
                 f"beam_widths {list(plan.widths)} leave a request with {found} of {wanted} answers: too few begin "

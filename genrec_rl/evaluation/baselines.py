@@ -1,6 +1,7 @@
 """The honest bars: recommenders without a model, built from training pages, for the same table as the policies.
 
-Both recommend catalogue items, so they never hallucinate, and both may recommend what the user has seen.
+Both recommend catalogue items, so they never hallucinate, and both may recommend what the user has taken already,
+unless ``exclude_seen``.
 
     P   requests        K   candidates        N   catalogue items        L   SID levels
 """
@@ -20,7 +21,7 @@ from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.evaluate import System
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.types import Context, Example, Rollouts
+from genrec_rl.types import NO_ITEM, Context, Example, Rollouts
 
 POPULARITY, COOCCURRENCE = "popularity", "cooccurrence"
 SYMMETRIC, WITH_VALID = "_symmetric", "_with_valid"
@@ -29,16 +30,18 @@ COUNTED = (POPULARITY, *(COOCCURRENCE + form + pages for form in ("", SYMMETRIC)
 _TIE_BREAK = 1e-6
 
 
-def baseline_systems(dataset: Dataset, catalog: Catalog) -> list[System]:
+def baseline_systems(dataset: Dataset, catalog: Catalog, *, exclude_seen: bool = False) -> list[System]:
     """Return popularity and co-occurrence of the training pages, ready to stand beside policies."""
-    return [counted_system(name, dataset, catalog) for name in (POPULARITY, COOCCURRENCE)]
+    names = (POPULARITY, COOCCURRENCE)
+    return [counted_system(name, dataset, catalog, exclude_seen=exclude_seen) for name in names]
 
 
-def counted_system(name: str, dataset: Dataset, catalog: Catalog) -> System:
+def counted_system(name: str, dataset: Dataset, catalog: Catalog, *, exclude_seen: bool = False) -> System:
     """Return one of ``COUNTED``.
 
     ``..._symmetric`` counts both directions with a decay of .7, and divides by popularity^.3;
     ``..._with_valid`` counts on validation pages too: fair on the test split alone, where their items are history.
+    With ``exclude_seen`` it never answers with what a request's history holds.
 
     Raises:
         ConfigError: for another name.
@@ -56,7 +59,33 @@ def counted_system(name: str, dataset: Dataset, catalog: Catalog) -> System:
             pages, dataset.popularity, codes=catalog.codes, decay=0.7, symmetric=True, damping=0.3
         )
 
-    return System(name, load, ("constrained",))
+    return System(name, (lambda: Unseen(load(), catalog.n_items)) if exclude_seen else load, ("constrained",))
+
+
+class Unseen:
+    """Leaves out what a request's history holds, of a recommender that can rank all of ``n_items``.
+
+    A request with fewer than k other items ends with ``NO_ITEM``.
+    """
+
+    def __init__(self, recommender: Recommender, n_items: int) -> None:
+        self._recommender, self._n_items = recommender, n_items
+
+    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool = True) -> Rollouts:
+        """Return the k best others of every context."""
+        longest = max((len(context.history) for context in contexts), default=0)
+        ranked = self._recommender.recommend(contexts, k=min(k + longest, self._n_items), constrained=constrained)
+        pairs = zip(ranked.rows_PG.numpy(), contexts, strict=True)
+        is_seen_PG = torch.from_numpy(np.stack([np.isin(rows, context.history) for rows, context in pairs]))
+        order_PK = is_seen_PG.int().argsort(dim=1, stable=True)[:, :k]
+        is_seen_PK = is_seen_PG.take_along_dim(order_PK, dim=1)
+        return Rollouts(
+            sids_PGL=ranked.sids_PGL.take_along_dim(order_PK[..., None], dim=1).masked_fill(
+                is_seen_PK[..., None], -1
+            ),
+            rows_PG=ranked.rows_PG.take_along_dim(order_PK, dim=1).masked_fill(is_seen_PK, NO_ITEM),
+            log_probs_PG=ranked.log_probs_PG.take_along_dim(order_PK, dim=1).masked_fill(is_seen_PK, -torch.inf),
+        )
 
 
 class Popularity:

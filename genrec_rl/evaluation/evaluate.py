@@ -139,6 +139,7 @@ def describe(
     split: str,
     max_history: int,
     max_requests: int | None = None,
+    exclude_seen: bool = False,
 ) -> dict[str, str | int | float]:
     """Return the protocol in words: all that must be known to compare the numbers with another table."""
     facts: dict[str, str | int | float] = {
@@ -148,7 +149,7 @@ def describe(
         "page": dataset.card.page,
         "positives": "clicked and ordered items of the page",
         "history": f"newest {max_history} clicked or ordered items before the page",
-        "ranking": f"all {catalog.n_items} items, those already seen not excluded",
+        "ranking": f"all {catalog.n_items} items, those of the history {'' if exclude_seen else 'not '}excluded",
         "hits": "by item; a SID that items share means the most popular of them; an invalid SID keeps its rank",
         "hallucination": "share of free beams that are no item; under the constraint 0 by construction",
         "catalogue": catalog.fingerprint,

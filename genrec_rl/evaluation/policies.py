@@ -67,6 +67,7 @@ class BeamOptions:
     continue_page: bool = False
     sample_seed: int | None = None
     per_beam: int | None = None
+    exclude_seen: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -185,4 +186,5 @@ def load_recommender(folder: Path, *, catalog: Catalog, options: BeamOptions) ->
         continue_page=options.continue_page,
         sample_seed=options.sample_seed,
         per_beam=options.per_beam,
+        exclude_seen=options.exclude_seen,
     )

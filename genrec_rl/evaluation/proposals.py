@@ -27,6 +27,9 @@ class ProposalSettings:
     continue_page: bool = field(
         default=False, metadata={"help": "the policy reads the request's own day as the beginning of its answer"}
     )
+    exclude_seen: bool = field(
+        default=False, metadata={"help": "the policy never proposes what the user has taken already"}
+    )
 
     def __post_init__(self) -> None:
         if self.beams < 1:
@@ -62,7 +65,7 @@ def propose(
         settings.policy_dir, stage="sft", command="accelerate launch recipes/sft.py", made_from=made_from
     )
     check_unseen_valid(policy_dir)
-    options = BeamOptions(batch_size=128, continue_page=settings.continue_page)
+    options = BeamOptions(batch_size=128, continue_page=settings.continue_page, exclude_seen=settings.exclude_seen)
     recommender = load_recommender(policy_dir, catalog=catalog, options=options)
     contexts = [[example.context for example in part] for part in parts]
     return [recommender.recommend(part, k=settings.beams, constrained=True).rows_PG.numpy() for part in contexts]

@@ -175,6 +175,10 @@ def _of_rollouts(args: Any) -> list[tuple[bool, str]]:
     shapes = shapes or args.rollout_weights == "policy" or args.credit == "level"
     return [
         (
+            args.exclude_seen and args.rollouts == "sample",
+            "exclude_seen: independent samples are drawn of the whole policy; set rollouts: gumbel",
+        ),
+        (
             args.rollout_weights == "policy" and args.rollouts != "beam",
             f"rollout_weights policy: {args.rollouts} rollouts are drawn by the policy already; set rollouts: beam",
         ),

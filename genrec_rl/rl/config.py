@@ -63,6 +63,10 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
         default="beam",
         metadata={"help": "the G best; or draws of the policy, without repeats (gumbel) or with (sample)"},
     )
+    exclude_seen: bool = field(
+        default=False,
+        metadata={"help": "neither rollouts nor evaluation answer with what the user has taken already"},
+    )
     invalid_rollouts: Literal["zero", "drop"] = field(
         default="zero", metadata={"help": "an invalid SID's reward is 0, or it is left out of its group (worse HaR)"}
     )

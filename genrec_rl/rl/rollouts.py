@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from genrec_rl.decoding.beam_search import BeamPlan, Beams, search_from
+from genrec_rl.decoding.exclusion import Exclusion
 from genrec_rl.decoding.sampling import sample_from
 from genrec_rl.models.prompts import PromptEncoder
 from genrec_rl.models.trunk import Trunk
@@ -74,12 +75,13 @@ def roll_out_from(
     plan: BeamPlan,
     trie: SidTrie | None,
     generator: torch.Generator,
+    excluded: Exclusion | None,
 ) -> Beams:
-    """Return a prompt's G rollouts: the best, draws without repeats, or draws with repeats."""
+    """Return a prompt's G rollouts: the best, draws without repeats, or (of all SIDs) draws with repeats."""
     if kind == "sample":
         return sample_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=generator)
     noise = generator if kind == "gumbel" else None
-    return search_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=noise)
+    return search_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=noise, excluded=excluded)
 
 
 def inject_positives(

@@ -26,6 +26,7 @@ from trl.models import unwrap_model_for_generation
 from typing_extensions import override
 
 from genrec_rl.decoding.beam_search import BeamPlan, Beams
+from genrec_rl.decoding.exclusion import Exclusion, SeenItems
 from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import RolloutError
@@ -119,6 +120,7 @@ class GRPOSRTrainer(GRPOTrainer):
             )
         self._reader = Reader(policy, scorer.catalog, self.accelerator, length_groups=args.length_groups)
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
+        self._seen = SeenItems(scorer.catalog, policy.vocab) if args.exclude_seen else None
         self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, policy.model.config.softmax)
         if validation is not None and isinstance(validation.watch, HackingWatch) and args.probe_requests:
             requests = draw_requests(validation.examples, n=args.probe_requests,
@@ -148,7 +150,7 @@ class GRPOSRTrainer(GRPOTrainer):
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
             trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
             settings: dict[str, Any] = {"kind": self.args.rollouts, "vocab": self.policy.vocab, "plan": self._plan}
-            settings |= {"trie": trie, "generator": self._noise()}
+            settings |= {"trie": trie, "generator": self._noise(), "excluded": self._excluded()}
             if self.args.rollouts_from == "start":
                 assert self._start is not None
                 with self._start.network(wrapped) as start, self.accelerator.autocast():
@@ -156,6 +158,20 @@ class GRPOSRTrainer(GRPOTrainer):
             with in_eval_mode(model), self.accelerator.autocast():
                 trunk = self._trunk or self._reader.trunk(model, ids, is_prompt)
                 return roll_out_from(model, trunk, **settings)
+
+    def _excluded(self) -> Exclusion | None:
+        """Return what the newest requests' histories hold, if no rollout may."""
+        if self._seen is None:
+            return None
+        examples, _ = self._batch
+        excluded = self._seen.of([example.context for example in examples])
+        left = self.scorer.catalog.trie.n_sids - excluded.most
+        if left < self.num_generations:
+            raise RolloutError(
+                f"exclude_seen leaves a request {left} SIDs of the catalogue for {self.num_generations} rollouts "
+                "(num_generations); lower them, or set exclude_seen: false"
+            )
+        return excluded.to(self.accelerator.device)
 
     def _noise(self) -> torch.Generator:
         """Return this step's and this process's source of noise, which a resumed run finds again."""

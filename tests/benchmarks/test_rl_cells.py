@@ -1,6 +1,7 @@
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from benchmarks.rl import cells as cells_of_rl
@@ -12,6 +13,7 @@ from benchmarks.rl.cells import (
     judges,
     logged,
     margin_weight,
+    measure_unseen,
     scorer_blocks,
     seed_cells,
 )
@@ -19,6 +21,7 @@ from genrec_rl.config import parse_recipe
 from genrec_rl.errors import ConfigError
 from genrec_rl.rl.config import GRPOSRConfig
 from recipes import grpo_sr
+from tests.fixtures import make_example
 
 
 def test_side_by_side_an_arm_waits_for_both_judges_and_they_for_the_policy():
@@ -42,6 +45,19 @@ def test_what_an_arm_starts_from_and_is_rewarded_by_is_in_its_key():
 
     assert key() == key()
     assert len({key(), key(data="beauty"), key(policy="genrec_running"), key(protocol="loo")}) == 4
+
+
+def test_what_users_have_taken_is_excluded_from_proposals_rollouts_and_answers_alike():
+    plain, unseen = (seed_cells(Settings(exclude_seen=excluded), 0) for excluded in (False, True))
+    assert unseen.reward.facts["words"][-2:] == ["--exclude_seen", "true"]
+    assert unseen.reward.folder.parent.parent.name == "genrec_unseen"
+    assert plain.sft[-1].key == unseen.sft[-1].key
+    assert all(plain.arms[name].key != unseen.arms[name].key for name in plain.arms)
+
+
+def test_accuracy_without_what_users_have_taken_moves_the_others_up():
+    found = measure_unseen(np.array([[3, 1, *range(4, 12)]]), [make_example([3], [1])])
+    assert found == {"HR@10/unseen": [1.0], "NDCG@10/unseen": [1.0]}
 
 
 def test_next_items_are_asked_for_where_the_protocol_asks_for_them():

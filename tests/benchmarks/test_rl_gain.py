@@ -33,7 +33,7 @@ def test_pairs_are_of_arms():
 def test_what_is_not_the_default_has_a_file_of_its_own():
     assert unusual(Settings()) == unusual(Settings(data="beauty")) == []
     assert unusual(Settings(protocol="loo", sids="letter", policy="genrec_wide")) == ["loo", "letter", "genrec_wide"]
-    assert unusual(Settings(data="beauty", length="long")) == ["long"]
+    assert unusual(Settings(data="beauty", length="long", exclude_seen=True)) == ["long", "unseen"]
 
 
 def test_long_runs_are_of_a_few_arms_unless_more_are_named():

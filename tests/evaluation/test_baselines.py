@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.baselines import Cooccurrence, Popularity, counted_system
-from genrec_rl.types import Action, Context, Example
+from genrec_rl.evaluation.baselines import Cooccurrence, Popularity, Unseen, counted_system
+from genrec_rl.types import NO_ITEM, Action, Context, Example
 
 CODES = np.arange(10).reshape(5, 2)
 COUNTS = np.array([1, 4, 4, 0, 2])
@@ -31,6 +31,18 @@ def rows(recommender, *contexts, k=5):
 
 def test_popularity_ranks_by_count_then_row():
     assert rows(Popularity(COUNTS, codes=CODES), context(3), context()) == [[1, 2, 4, 0, 3]] * 2
+
+
+def test_seen_items_are_left_out_and_the_next_move_up():
+    unseen = Unseen(Popularity(COUNTS, codes=CODES), n_items=5)
+    assert rows(unseen, context(1, 4), context(), k=3) == [[2, 0, 3], [1, 2, 4]]
+
+
+def test_who_has_seen_nearly_everything_ends_with_no_item():
+    answer = Unseen(Popularity(COUNTS, codes=CODES), n_items=5).recommend([context(0, 1, 2, 3)], k=3)
+    assert answer.rows_PG.tolist() == [[4, NO_ITEM, NO_ITEM]]
+    assert answer.log_probs_PG[0].isinf().tolist() == [False, True, True]
+    assert (answer.sids_PGL[0, 1:] == -1).all()
 
 
 def test_answers_carry_the_items_sids_best_first():

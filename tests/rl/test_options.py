@@ -12,6 +12,7 @@ from peft import LoraConfig
 from genrec_rl.decoding.beam_search import BeamPlan, beam_search
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.decoding.validation import Validation
+from genrec_rl.errors import RolloutError
 from genrec_rl.rl.advantages import Shaping
 from genrec_rl.rl.choices import GUARDED, LOSS_TYPES
 from genrec_rl.rl.diagnostics import HackingWatch
@@ -221,6 +222,24 @@ def sum_over_children(trainer, twin, batch, answer):
         allowed = sorted({sid[place % 3] for sid in sids if sid[: place % 3] == prefix})
         total = total + logits[n - 1 + place, allowed].log_softmax(0)[allowed.index(token)]
     return total
+
+
+@pytest.mark.parametrize("choices", [{}, {"rollouts": "gumbel"}, {"policy_term": "listwise_kl"}])
+def test_no_rollout_is_what_the_user_has_taken_already(catalog, tmp_path, choices):
+    pages = [make_example([i, i + 1, i + 2], [i]) for i in range(6)]
+    settings = {"exclude_seen": True, "constrained_rollouts": True, **choices}
+    trainer, loss = step(taught(catalog, softmax="children"), catalog, pages, tmp_path, **settings)
+    examples, rollouts, _ = trainer._newest
+    for example, rows in zip(examples, rollouts.rows_PG.tolist(), strict=True):
+        assert len(set(rows)) == G
+        assert not set(rows) & {NO_ITEM, *example.context.history.tolist()}
+    assert loss.isfinite()
+
+
+def test_a_request_that_has_taken_nearly_everything_is_refused(catalog, tmp_path):
+    pages = [make_example(list(range(10)), [11]), *(make_example([i], [i]) for i in range(5))]
+    with pytest.raises(RolloutError, match="leaves a request 2 SIDs"):
+        step(make_policy(catalog), catalog, pages, tmp_path, exclude_seen=True)
 
 
 def test_groups_that_missed_get_a_positive_in_place_of_their_last(policy, examples):
