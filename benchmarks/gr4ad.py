@@ -189,6 +189,7 @@ def train(settings: Settings, spec: PolicySpec, seed: int, folder: Path) -> None
         block = {"class_path": f"reward_models.{model}", "init_args": {"path": str(reward_dir(settings, seed))}}
         start = str(policy_dir(settings, spec.start, seed))
         words += ["--policy_dir", start, "--reward_model", json.dumps(block), "--check_reward", "false"]
+        words += ["--exclude_seen", "false"]
     run_script(spec.script, *words, "--output_dir", str(folder / "policy"), *spec.arguments)
 
 

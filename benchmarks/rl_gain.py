@@ -81,7 +81,8 @@ def chosen_cells(settings: Settings, seed: int) -> list[Cell]:
     chosen: dict[str, Cell] = {}
     for name in names:
         if name not in cells.arms:
-            raise ConfigError(f"arm {name}: the reward of {settings.data} learns from no proposals; leave it out")
+            why = "samples are drawn of all items" if settings.exclude_seen else "its reward learns from no proposals"
+            raise ConfigError(f"arm {name} is none of {settings.data}'s: {why}; leave it out")
         line = [name]
         while after := ARMS[line[0]].after:
             line.insert(0, after)

@@ -94,6 +94,12 @@ def hallucination_rate(rows_PK: Rows, *, k: int) -> PerRequest:
     return (_top(rows_PK, k) == NO_ITEM).mean(axis=1)
 
 
+def seen_share(rows_PK: Rows, histories: Ragged, *, k: int) -> PerRequest:
+    """Return the share of the first k ranks given to what the request's history holds."""
+    pairs = zip(_top(rows_PK, k), histories, strict=True)
+    return np.array([np.isin(rows, history).mean() for rows, history in pairs])
+
+
 def reward_at_k(
     rewards_PK: Float[np.ndarray, "P K"], *, k: int, reduce: Literal["max", "mean"] = "max"
 ) -> PerRequest:

@@ -86,6 +86,12 @@ def test_hallucination_rate_counts_each_invalid_rank():
     assert metrics.hallucination_rate(rows, k=1).tolist() == [1, 0]
 
 
+def test_seen_share_counts_ranks_given_to_the_history():
+    rows = np.array([[3, 1, NO_ITEM, 5], [1, 2, 3, 4]])
+    assert metrics.seen_share(rows, pages([1, 3, 9], []), k=4).tolist() == [0.5, 0]
+    assert metrics.seen_share(rows, pages([1, 3, 9], [2]), k=1).tolist() == [1, 0]
+
+
 def test_reward_at_k_takes_the_maximum_or_the_mean():
     rewards = np.array([[0.2, 0.0, 0.7]])
     assert metrics.reward_at_k(rewards, k=2)[0] == pytest.approx(0.2)

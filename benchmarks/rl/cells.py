@@ -131,7 +131,7 @@ class Shared:
 
 
 def seed_cells(settings: Settings, seed: int) -> SeedCells:
-    """Return one seed's cells, without arms whose reward the data have no use for."""
+    """Return one seed's cells, without arms whose reward the data have no use for, or that draw what is excluded."""
     name = settings.policy or {"pages": "genrec", "loo": "genrec_wide"}[settings.protocol]
     specs = [spec for spec in TABLE_1 if spec.name == name and spec.kind == "policy"]
     if not specs:
@@ -145,7 +145,8 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
     shared = shared_by_arms(settings, seed, made, made.answers[name, seed], root, specs[0])
     arms: dict[str, Cell] = {}
     for arm in ARMS.values():
-        if arm.taught_by in shared.teachers:
+        draws_seen = settings.exclude_seen and "sample" in (arm.arguments or ())
+        if arm.taught_by in shared.teachers and not draws_seen:
             after = arms[arm.after] if arm.after else None
             arms[arm.name] = arm_cell(settings, seed, arm, shared, root, after=after)
     return SeedCells([made.data, made.sids, shared.sft], shared.reward, shared.gold, arms)
@@ -161,10 +162,8 @@ def shared_by_arms(
     continues_page = spec.continues_page and is_next_item
     if continues_page:
         requests += ["--continue_page", "true"]
-    if settings.exclude_seen:
-        requests += ["--exclude_seen", "true"]
     objective = TREES if settings.data == "beauty" else ("--objective", "rank:ndcg")
-    of_trees = [*objective, *requests]
+    of_trees = [*objective, *requests, *(["--exclude_seen", "true"] * settings.exclude_seen)]
     of_sft = ["--policy_dir", str(sft.folder / "policy"), *of_trees]
     facts = {"sft": sft.key}
     made_by = {
@@ -185,6 +184,7 @@ def shared_by_arms(
     }
     if script == TREES_SCRIPT:  # (the market's SIM learns from no proposals that could be renewed)
         teachers["refreshed"] = Teaching(reward_class, None, script, (*stages, *of_trees), is_of_start=True)
+    requests += ["--exclude_seen", str(settings.exclude_seen).lower()]
     words = ("--config", str(config_file(settings)), *stages, *requests)
     return Shared(made, sft, reward, gold, words, continues_page, teachers)
 

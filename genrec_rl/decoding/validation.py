@@ -87,7 +87,7 @@ class Validation:
         free = ("har@10",) if self.measure_hallucination else ()
         of_some = [name for share in self._shares.items() for name in share]
         reranked = (RERANKED, _GAIN_SQUARED) if self.reward_model is not None else ()
-        return ("hr@10", "ndcg@10", *of_some, *free, *reranked)
+        return ("hr@10", "ndcg@10", "seen@10", *of_some, *free, *reranked)
 
     @property
     def _shares(self) -> dict[str, str]:
@@ -96,7 +96,7 @@ class Validation:
         return shares | ({HELD_OUT: _IS_HELD_OUT} if self.is_held_out is not None else {})
 
     def measure(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return means: HR@10 and NDCG@10 (also re-ranked) of constrained beams, HaR@10 of free ones.
+        """Return means: HR@10, NDCG@10 (also re-ranked), seen@10 of constrained beams, HaR@10 of free ones.
 
         Where examples have values, also value@10, over the requests that are worth something.
         """
@@ -125,6 +125,7 @@ class Validation:
         result = {
             "hr@10": metrics.hit_rate(rows_PK, positives, k=10),
             "ndcg@10": metrics.ndcg(rows_PK, positives, k=10),
+            "seen@10": metrics.seen_share(rows_PK, [context.history for context in contexts], k=10),
         }
         if self.has_values:
             found = metrics.value_recall(rows_PK, positives, [example.positive_values for example in examples], k=10)

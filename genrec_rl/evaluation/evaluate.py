@@ -126,6 +126,7 @@ def evaluate(
                 values, user_ids, n=plan.draws, seed=plan.seed
             ) | measure_catalogue(answers, n_items=catalog.n_items, ks=plan.ks)
     facts: dict[str, str | int | float] = {"requests": len(examples), "users": len(set(user_ids.tolist()))}
+    facts |= {"positives_in_history": round(taken_again(examples), 4)}
     facts |= {"ks": ", ".join(map(str, plan.ks)), "beams": plan.beams}
     facts |= {"bootstrap_draws": plan.draws, "bootstrap_seed": plan.seed}
     return EvalReport(protocol=dict(protocol or {}) | facts, systems=report, paired=_pair(columns, user_ids, plan))
@@ -160,6 +161,12 @@ def describe(
         f"scores_of_{name}": f"ungated, invalid = 0, model {model.fingerprint}" for name, model in scorers.items()
     }
     return facts | ({} if max_requests is None else {"max_requests": max_requests})
+
+
+def taken_again(examples: Sequence[Example]) -> float:
+    """Return the share of positives that their request's history holds; NaN without a positive."""
+    again = [np.isin(example.positives, example.context.history) for example in examples]
+    return float(np.concatenate(again).mean()) if sum(map(len, again)) else math.nan
 
 
 def predict(
@@ -241,6 +248,7 @@ def measure_requests(
         values[f"Recall@{k}"] = metrics.recall(rows_PK, positives, k=k)
         values[f"NDCG_graded@{k}"] = metrics.ndcg(rows_PK, positives, k=k, gains=gains)
         values[f"HaR@{k}"] = metrics.hallucination_rate(rows_PK, k=k)
+        values[f"seen@{k}"] = metrics.seen_share(rows_PK, [example.context.history for example in examples], k=k)
         values[f"long_tail@{k}"] = metrics.long_tail_share(rows_PK, popularity, k=k)
         for scorer, rewards_PK in answers.rewards.items():
             values[f"{scorer}@{k}"] = metrics.reward_at_k(rewards_PK, k=k)

@@ -21,6 +21,8 @@ BARS = (POPULARITY, COOCCURRENCE)
 _BAR_METRIC = "HR@10"
 _ALIGNED_METRICS = ("HR@1", "HR@10", "HR@50", "NDCG@10", "R@10")
 _NARROWED = 0.5
+_RARELY, _OFTEN = 0.01, 0.05
+"""Positives in the history below which they are rare, and answers in it from which on they are many."""
 
 Verdict = Literal["higher", "lower", "not separated"]
 Systems = Mapping[str, Mapping[str, Mapping[str, Interval]]]
@@ -190,6 +192,7 @@ def findings(report: EvalReport) -> list[str]:
                 line for decoding in DECODINGS for line in [_against(report, policy, reference, decoding)] if line
             ]
             lines += _narrowing(report, policy, reference)
+    lines += _of_history(report)
     if limit := report.protocol.get("max_requests"):
         lines.append(f"Smoke test only: at most {limit} requests were scored.")
     draws = report.protocol.get("bootstrap_draws")
@@ -224,6 +227,24 @@ def _against(report: EvalReport, policy: str, reference: str, decoding: str) -> 
     words = {"higher": "above", "lower": "below", "not separated": "not separated"}
     said = [f"{words[word]} on {', '.join(names)}" for word, names in outcome.items() if names]
     return f"{policy} against {reference}, {decoding}: {'; '.join(said)}." if said else ""
+
+
+def _of_history(report: EvalReport) -> list[str]:
+    """Say where answers are wasted on what users have taken already, or where leaving it out costs positives."""
+    again = float(report.protocol.get("positives_in_history", math.nan))
+    found = {name: of["constrained"].get("seen@10") for name, of in report.systems.items() if "constrained" in of}
+    seen = {name: share.mean for name, share in found.items() if share is not None}
+    if not seen or math.isnan(again):
+        return []
+    wasteful = [f"{name} {share:.0%}" for name, share in seen.items() if share >= _OFTEN]
+    if again < _RARELY and wasteful:
+        return [
+            f"Of the first ten, so many are items of the user's history: {', '.join(wasteful)}; of the positives "
+            f"{again:.1%} are. Set exclude_seen: true."
+        ]
+    if again >= _RARELY and max(seen.values()) == 0:
+        return [f"{again:.1%} of positives are in the history, where exclude_seen hides them; set it to false."]
+    return []
 
 
 def _narrowing(report: EvalReport, policy: str, reference: str) -> list[str]:

@@ -176,7 +176,7 @@ def _of_rollouts(args: Any) -> list[tuple[bool, str]]:
     return [
         (
             args.exclude_seen and args.rollouts == "sample",
-            "exclude_seen: independent samples are drawn of the whole policy; set rollouts: gumbel",
+            "exclude_seen: independent samples are drawn of the whole policy; set rollouts: gumbel, or it to false",
         ),
         (
             args.rollout_weights == "policy" and args.rollouts != "beam",

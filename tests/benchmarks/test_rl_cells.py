@@ -52,7 +52,7 @@ def test_what_users_have_taken_is_excluded_from_proposals_rollouts_and_answers_a
     assert unseen.reward.facts["words"][-2:] == ["--exclude_seen", "true"]
     assert unseen.reward.folder.parent.parent.name == "genrec_unseen"
     assert plain.sft[-1].key == unseen.sft[-1].key
-    assert all(plain.arms[name].key != unseen.arms[name].key for name in plain.arms)
+    assert all(plain.arms[name].key != unseen.arms[name].key for name in unseen.arms)
 
 
 def test_accuracy_without_what_users_have_taken_moves_the_others_up():

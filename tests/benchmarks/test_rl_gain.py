@@ -17,7 +17,8 @@ from recipes import grpo_sr
 @pytest.mark.parametrize("data", ["movielens", "beauty", "beauty_long", "synthetic"])
 @pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.arguments is not None])
 def test_every_arm_is_one_that_the_recipe_takes(tmp_path, data, arm):
-    words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), *ARMS[arm].arguments]
+    words = ["--config", str(HERE / f"{data}.yaml"), "--output_dir", str(tmp_path), "--exclude_seen", "false"]
+    words += ARMS[arm].arguments
     _, args = parse_recipe([grpo_sr.Settings, GRPOSRConfig], grpo_sr.__file__, words)
     assert args.policy_term == {"sft_continued": "none"}.get(
         arm, "listwise_kl" if arm.startswith("listwise_kl") else "grpo"
@@ -65,8 +66,13 @@ def test_what_was_tried_runs_by_name_with_the_arms_it_goes_on_from():
 
 
 def test_an_arm_that_the_data_have_no_use_for_is_refused_by_name():
-    with pytest.raises(ConfigError, match="grpo_sr_refreshed: the reward of synthetic learns from no proposals"):
+    with pytest.raises(ConfigError, match="grpo_sr_refreshed is none of synthetic's: its reward learns from no"):
         chosen_cells(Settings(data="synthetic", arms=["grpo_sr_refreshed"]), 0)
+
+
+def test_samples_are_no_arm_where_seen_items_are_excluded():
+    with pytest.raises(ConfigError, match="grpo_sr_sampled is none of movielens's: samples are drawn of all items"):
+        chosen_cells(Settings(exclude_seen=True, arms=["grpo_sr_sampled"]), 0)
 
 
 def test_gold_does_not_judge_what_it_taught():

@@ -21,22 +21,24 @@ class Scripted:
 
 
 def test_means_over_all_pages():
-    pages = [make_example([], [0]), make_example([], [2]), make_example([], [11])]
+    pages = [make_example([], [0]), make_example([4, 7, 11], [2]), make_example([0], [11])]
     found = Validation(pages, Scripted(), beams=10).measure(Accelerator(cpu=True))
-    assert found == pytest.approx({"hr@10": 2 / 3, "ndcg@10": (1 + 0.5 + 0) / 3, "har@10": 0.5})
+    expected = {"hr@10": 2 / 3, "ndcg@10": (1 + 0.5 + 0) / 3, "seen@10": (0 + 0.2 + 0.1) / 3, "har@10": 0.5}
+    assert found == pytest.approx(expected)
 
 
 def test_a_process_without_pages_adds_nothing():
     assert Validation([], Scripted(), beams=10).measure(Accelerator(cpu=True)) == {
         "hr@10": 0,
         "ndcg@10": 0,
+        "seen@10": 0,
         "har@10": 0,
     }
 
 
 def test_hallucination_can_be_left_out():
     validation = Validation([make_example([], [0])], Scripted(), beams=10, measure_hallucination=False)
-    assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10"}
+    assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10", "seen@10"}
 
 
 def test_value_is_averaged_over_the_pages_that_are_worth_something():
@@ -44,7 +46,7 @@ def test_value_is_averaged_over_the_pages_that_are_worth_something():
     values = [[1.0, 3.0], [0.0], [5.0]]
     valued = [replace(page, values=np.array(value)) for page, value in zip(pages, values, strict=True)]
     found = Validation(valued, Scripted(), beams=10, measure_hallucination=False).measure(Accelerator(cpu=True))
-    assert found.keys() == {"hr@10", "ndcg@10", "value@10"}
+    assert found.keys() == {"hr@10", "ndcg@10", "seen@10", "value@10"}
     assert found["value@10"] == pytest.approx((0.25 + 1) / 2)
 
 
@@ -53,13 +55,14 @@ def test_ndcg_is_also_given_of_the_held_out_alone():
     validation = Validation(pages, Scripted(), beams=10, measure_hallucination=False,
                             is_held_out=lambda example: example is not pages[0])  # fmt: skip
     found = validation.measure(Accelerator(cpu=True))
-    assert found == pytest.approx({"hr@10": 2 / 3, "ndcg@10": 0.5, "ndcg@10_held_out": (0.5 + 0) / 2})
+    expected = {"hr@10": 2 / 3, "ndcg@10": 0.5, "seen@10": 0, "ndcg@10_held_out": (0.5 + 0) / 2}
+    assert found == pytest.approx(expected)
 
 
 def test_nobody_held_out_is_no_ndcg_of_zero():
     pages = [make_example([], [0])]
     validation = Validation(pages, Scripted(), beams=10, measure_hallucination=False, is_held_out=lambda _: False)
-    assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10"}
+    assert validation.measure(Accelerator(cpu=True)).keys() == {"hr@10", "ndcg@10", "seen@10"}
 
 
 def test_beams_are_also_ranked_by_a_reward_model():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genrec_rl.errors import ConfigError, DataError, RolloutError
-from genrec_rl.evaluation.evaluate import Plan, Predictions, System, evaluate, measure_requests, predict
+from genrec_rl.evaluation.evaluate import Plan, Predictions, System, evaluate, measure_requests, predict, taken_again
 from genrec_rl.types import NO_ITEM, Action, Interval
 from reward_models.scripted import Popularity
 
@@ -61,6 +61,12 @@ def test_graded_ndcg_takes_gains_in_the_order_of_the_positives(good, examples, c
     report = run([System("good", lambda: good)], examples, catalog)
     of_b = (2 / math.log2(3)) / (2 + 1 / math.log2(3))
     assert mean(report, "good", "constrained", "NDCG_graded@3") == pytest.approx((1 + of_b + 0) / 3)
+
+
+def test_positives_that_were_taken_before_are_counted(examples):
+    again = replace(examples[0], context=replace(examples[0].context, history=examples[0].positives))
+    assert taken_again([again]) == 1
+    assert math.isnan(taken_again([]))
 
 
 def test_exposed_items_are_no_hits(catalog, examples, good):
@@ -138,7 +144,7 @@ def test_protocol_counts_requests_users_and_settings(good, examples, catalog):
     twice = [*examples, replace(examples[0], request_id="again")]
     report = run([System("good", lambda: good)], twice, catalog, protocol={"split": "test"})
     assert report.protocol == {
-        "split": "test", "requests": 4, "users": 3, "ks": "1, 3", "beams": 3,
+        "split": "test", "requests": 4, "users": 3, "positives_in_history": 0.4, "ks": "1, 3", "beams": 3,
         "bootstrap_draws": 50, "bootstrap_seed": 0,
     }  # fmt: skip
 

@@ -89,6 +89,23 @@ def test_findings_warn_when_lists_narrow_by_half(after, warned):
     assert bool(said) == warned
 
 
+@pytest.mark.parametrize(
+    ("seen", "again", "said"),
+    [
+        (0.31, 0.0, "history: sft 31%; of the positives 0.0% are. Set exclude_seen: true."),
+        (0.04, 0.0, None),
+        (0.31, 0.2, None),
+        (0.0, 0.2, "20.0% of positives are in the history, where exclude_seen hides them"),
+        (0.0, 0.0, None),
+    ],
+)
+def test_findings_say_when_places_or_positives_are_lost_to_the_history(seen, again, said):
+    systems = {"sft": {"constrained": {"seen@10": Interval(seen, 0, 1)}}}
+    lines = [line for line in findings(EvalReport({"positives_in_history": again}, systems)) if "history" in line]
+    assert len(lines) == (said is not None)
+    assert said is None or said in lines[0]
+
+
 def test_smoke_test_is_called_one():
     assert "Smoke test only: at most 64 requests were scored." in findings(make_report(max_requests=64))
     assert not any("Smoke" in line for line in findings(make_report()))

@@ -41,7 +41,7 @@ def reward_words(stages):
 
 @pytest.mark.slow
 def test_recipe_writes_all_it_promises(stages, words, tmp_path, capsys):
-    evaluate.main([*words, *reward_words(stages), "--max_requests", "20"])
+    evaluate.main([*words, *reward_words(stages), "--max_requests", "20", "--exclude_seen", "false"])
     written = {path.name for path in (tmp_path / "eval").iterdir()}
     promised = {"eval.json", "predictions.parquet", "table.md", "accuracy.png", "validity.png", "stage.json"}
     assert promised <= written
@@ -59,6 +59,16 @@ def test_recipe_writes_all_it_promises(stages, words, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("excluded", ["true", "false"])
+def test_no_system_answers_with_the_history_where_it_is_excluded(words, tmp_path, excluded):
+    evaluate.main([*words, "--reward_model", "none", "--max_requests", "20", "--exclude_seen", excluded])
+    content = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert ("not excluded" in content["protocol"]["ranking"]) == (excluded == "false")
+    seen = [of["constrained"]["seen@10"]["mean"] for of in content["systems"].values()]
+    assert len(seen) == 4
+    assert (max(seen) > 0) == (excluded == "false")
+
+
 def test_policies_alone_without_reward(words, tmp_path):
     evaluate.main([*words, "--reward_model", "none", "--baselines", "false", "--split", "valid"])
     content = json.loads((tmp_path / "eval" / "eval.json").read_text())
