@@ -22,6 +22,8 @@ FEW_STEPS = (
     *("--per_device_train_batch_size", "4096", "--max_steps", "250"),
     *("--eval_steps", "250", "--save_steps", "250"),
 )
+LIGHT = (*RATE, "--scale_rewards", "none", "--nll_coef", "0.02")
+"""Without division advantages are as small as rewards are, so that the NLL must weigh less for them to count."""
 CONSTANT = ("--learning_rate", "2e-5", "--lr_scheduler_type", "constant", "--nll_coef", "0.2")
 PLAIN = (*RATE, "--anchor_positives", "false", "--nll_coef", "0")
 CONTROL = (*RATE, "--unlabelled_share", "0")
@@ -81,6 +83,7 @@ ARMS = MappingProxyType(
             Arm("grpo_sr_sampled", "GRPO-SR, independent samples", (*GENTLE, "--rollouts", "sample")),
             Arm("grpo_sr_levels", "GRPO-SR, credit by level", (*GENTLE, "--credit", "level")),
             Arm("grpo_sr_undivided", "GRPO-SR, no division", (*GENTLE, "--scale_rewards", "none")),
+            Arm("grpo_sr_light", "GRPO-SR, no division, a tenth of the NLL", LIGHT),
             Arm("grpo_sr_leashed", "GRPO-SR, KL leash .1", (*GENTLE, "--beta", "0.1")),
             Arm("grpo_sr_constant", "GRPO-SR, constant rate 2e-5", CONSTANT),
             Arm("grpo_sr_by_gold", "GRPO-SR, taught by the gold model", GENTLE_UNCHECKED, taught_by="gold"),
@@ -119,7 +122,7 @@ LONG = ("sft", "sft_continued", "best_of_n", "grpo_sr_few_steps", "listwise_kl_p
 TAUGHT = tuple(arm.name for arm in ARMS.values() if arm.taught_by != "reward" or arm.after)
 TRIED = (
     *("grpo_sr_gentler", "grpo_sr_constant", "grpo_sr_gumbel", "grpo_sr_sampled", "grpo_sr_levels"),
-    *("grpo_sr_undivided", "grpo_sr_leashed", *TAUGHT),
+    *("grpo_sr_undivided", "grpo_sr_light", "grpo_sr_leashed", *TAUGHT),
 )
 """What else was tried: of the policy gradient, other rewards, a second round. ``--arms tried`` runs it."""
 USUAL = tuple(name for name in ARMS if name not in (*TRIED, "grpo_sr_few_steps"))
