@@ -20,7 +20,6 @@ from transformers import HfArgumentParser
 
 from benchmarks.baselines import BASELINES, SETTINGS
 from benchmarks.baselines.training import EpochRecord
-from benchmarks.tables.measure import without_seen
 from genrec_rl.config import nearest
 from genrec_rl.data.split import Split
 from genrec_rl.data.store import Dataset, load_dataset
@@ -28,6 +27,7 @@ from genrec_rl.decoding.recommender import Recommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.evaluation.baselines import COUNTED, counted_system
 from genrec_rl.evaluation.evaluate import Plan, measure_requests, predict
+from genrec_rl.metrics import without_seen
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.tracking import console, run_recipe, source_commit
 

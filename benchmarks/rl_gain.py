@@ -20,7 +20,7 @@ that made the log. The last step of every arm is kept; test is opened for the ta
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def chosen_cells(settings: Settings, seed: int) -> list[Cell]:
     chosen: dict[str, Cell] = {}
     for name in names:
         if name not in cells.arms:
-            why = "samples are drawn of all items" if settings.exclude_seen else "its reward learns from no proposals"
+            samples = ARMS[name].draws_samples
+            why = "samples are drawn of all items" if samples else "its reward learns from no proposals"
             raise ConfigError(f"arm {name} is none of {settings.data}'s: {why}; leave it out")
         line = [name]
         while after := ARMS[line[0]].after:
@@ -109,7 +110,7 @@ def report(settings: Settings) -> None:
     requests = Requests.of(dataset.examples("test", max_history=None), is_held_out=held_out_by(config_file(settings)))
     means = {name: [summarise(seed, requests) for seed in seeds.values()] for name, seeds in columns.items()}
     systems = {
-        name: {metric: [seed[metric] for seed in seeds] for metric in seeds[0]}
+        name: {metric: [seed[metric] for seed in seeds] for metric in of_all(seeds)}
         | {metric: [seed[metric] for seed in of_lists[name]] for metric in OF_LISTS if metric in of_lists[name][0]}
         for name, seeds in means.items()
     }
@@ -128,6 +129,11 @@ def report(settings: Settings) -> None:
         title=", ".join([settings.data, settings.protocol, *(["seen items excluded"] * settings.exclude_seen)]),
     )
     console.print(f"{file}, {file.with_suffix('.md')}: {len(systems)} arms")
+
+
+def of_all(seeds: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return the metrics that every seed has: cells made before a metric was measured lack it."""
+    return [metric for metric in seeds[0] if all(metric in seed for seed in seeds)]
 
 
 def judged_by_others(name: str, columns: Columns) -> Columns:

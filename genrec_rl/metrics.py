@@ -94,6 +94,15 @@ def hallucination_rate(rows_PK: Rows, *, k: int) -> PerRequest:
     return (_top(rows_PK, k) == NO_ITEM).mean(axis=1)
 
 
+def without_seen(rows_PK: Rows, histories: Ragged) -> Rows:
+    """Take out what each request's history holds; those behind move up, and the end is NO_ITEM."""
+    result = np.full_like(rows_PK, NO_ITEM)
+    for kept, rows, history in zip(result, rows_PK, histories, strict=True):
+        new = rows[~np.isin(rows, history)]
+        kept[: len(new)] = new
+    return result
+
+
 def seen_share(rows_PK: Rows, histories: Ragged, *, k: int) -> PerRequest:
     """Return the share of the first k ranks given to what the request's history holds."""
     pairs = zip(_top(rows_PK, k), histories, strict=True)

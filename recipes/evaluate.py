@@ -84,7 +84,7 @@ class Settings:
         default=False, metadata={"help": "policies read the request's own day as the beginning of their answer"}
     )
     exclude_seen: bool = field(
-        default=False, metadata={"help": "no system answers with what the request's history holds (max_history)"}
+        default=False, metadata={"help": "no system answers with what the request's history holds"}
     )
     max_history: int | None = field(
         default=None,
@@ -122,6 +122,11 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("max_requests", "max_history"):
         if (value := getattr(settings, name)) is not None and value < 1:
             raise ConfigError(f"{name} is {value}; at least 1, or leave it out for all")
+    if settings.exclude_seen and settings.max_history is not None:
+        raise ConfigError(
+            f"exclude_seen would leave older items in than the newest {settings.max_history} (max_history); leave "
+            "max_history out, since policies cut histories for themselves, or set exclude_seen: false"
+        )
     policies, block = parse_policies(settings.policies), reward_block(settings.reward_model, settings.reward_dir)
     plan = Plan(tuple(settings.ks), settings.beams, settings.bootstrap_draws, settings.seed)
     widths = None if settings.beam_widths is None else tuple(settings.beam_widths)

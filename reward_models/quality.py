@@ -216,7 +216,8 @@ def ece_by_chance(probabilities: Float[np.ndarray, " n"], *, n_bins: int) -> flo
     """Return the equal-mass ECE to expect where every prediction is the truth (Bröcker and Smith, 2007).
 
     Labels are then drawn with the predicted probabilities, so a bin's observed rate lies about sqrt(2 / pi) standard
-    deviations from the predicted one. Labels of one page lean on each other, so the true figure is a little higher.
+    deviations from the predicted one. A guide, not a test: labels of one page lean on each other, and the rate of few
+    positives is not normal.
     """
     predicted = np.array_split(np.sort(probabilities), n_bins)
     deviations = [np.sqrt((p * (1 - p)).sum()) for p in predicted]

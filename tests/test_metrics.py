@@ -86,6 +86,11 @@ def test_hallucination_rate_counts_each_invalid_rank():
     assert metrics.hallucination_rate(rows, k=1).tolist() == [1, 0]
 
 
+def test_seen_items_give_their_ranks_to_those_behind():
+    rows = np.array([[1, 3, 2], [9, 8, 5]])
+    assert metrics.without_seen(rows, pages([1], [8, 9])).tolist() == [[3, 2, NO_ITEM], [5, NO_ITEM, NO_ITEM]]
+
+
 def test_seen_share_counts_ranks_given_to_the_history():
     rows = np.array([[3, 1, NO_ITEM, 5], [1, 2, 3, 4]])
     assert metrics.seen_share(rows, pages([1, 3, 9], []), k=4).tolist() == [0.5, 0]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -62,6 +63,11 @@ class Arm:
     after: str | None = None
     taught_by: Teacher = "reward"
     paper: tuple[float, float, float] | None = None
+
+    @property
+    def draws_samples(self) -> bool:
+        """Whether its rollouts are independent draws, of which nothing can be excluded."""
+        return ("--rollouts", "sample") in pairwise(self.arguments or ())
 
 
 ARMS = MappingProxyType(

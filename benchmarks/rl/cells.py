@@ -18,7 +18,7 @@ from jaxtyping import Int
 from benchmarks import paper_tables
 from benchmarks.rl.arms import ARMS, Arm
 from benchmarks.tables.cells import Cell
-from benchmarks.tables.measure import Columns, without_seen, write_columns
+from benchmarks.tables.measure import Columns, write_columns
 from benchmarks.tables.protocols import PROTOCOLS
 from benchmarks.tables.systems import TABLE_1, TREES, SystemSpec
 from genrec_rl.data.store import load_dataset
@@ -35,7 +35,7 @@ from genrec_rl.evaluation.evaluate import (
 )
 from genrec_rl.evaluation.policies import BeamOptions, load_recommender, trained_over
 from genrec_rl.evaluation.predictions import PredictionsWriter
-from genrec_rl.metrics import hit_rate, ndcg
+from genrec_rl.metrics import hit_rate, ndcg, without_seen
 from genrec_rl.rewards.components import load_reward_model
 from genrec_rl.sids.catalog import Catalog
 from genrec_rl.types import Example
@@ -140,22 +140,29 @@ def seed_cells(settings: Settings, seed: int) -> SeedCells:
         paper_tables.Settings(data=settings.data, input=settings.input, sids=settings.sids, seeds=[seed])
     )
     made = paper_tables.protocol_cells(table, settings.protocol, specs)
-    folder = f"{name}_unseen" if settings.exclude_seen else name
-    root = paper_tables.RL_RUNS / settings.data / settings.protocol / table.sids / folder
-    shared = shared_by_arms(settings, seed, made, made.answers[name, seed], root, specs[0])
+    usual = paper_tables.RL_RUNS / settings.data / settings.protocol / table.sids / name
+    root = usual.with_name(f"{name}_unseen") if settings.exclude_seen else usual
+    shared = shared_by_arms(settings, seed, made, made.answers[name, seed], (usual, root), specs[0])
     arms: dict[str, Cell] = {}
     for arm in ARMS.values():
-        draws_seen = settings.exclude_seen and "sample" in (arm.arguments or ())
-        if arm.taught_by in shared.teachers and not draws_seen:
+        if arm.taught_by in shared.teachers and not (settings.exclude_seen and arm.draws_samples):
             after = arms[arm.after] if arm.after else None
             arms[arm.name] = arm_cell(settings, seed, arm, shared, root, after=after)
     return SeedCells([made.data, made.sids, shared.sft], shared.reward, shared.gold, arms)
 
 
 def shared_by_arms(
-    settings: Settings, seed: int, made: paper_tables.ProtocolCells, sft: Cell, root: Path, spec: SystemSpec
+    settings: Settings,
+    seed: int,
+    made: paper_tables.ProtocolCells,
+    sft: Cell,
+    roots: tuple[Path, Path],
+    spec: SystemSpec,
 ) -> Shared:
-    """Return the judges' cells, and what every arm's recipes are told."""
+    """Return the judges' cells, and what every arm's recipes are told.
+
+    ``roots`` are the folders of judges that learn from the log, and of those that learn from proposals.
+    """
     stages = ["--data_dir", str(made.data.folder), "--sid_dir", str(made.sids.folder), "--seed", str(seed)]
     is_next_item = PROTOCOLS[settings.protocol].is_next_item
     requests = ["--requests", "running" if is_next_item else "page"]
@@ -167,14 +174,14 @@ def shared_by_arms(
     of_sft = ["--policy_dir", str(sft.folder / "policy"), *of_trees]
     facts = {"sft": sft.key}
     made_by = {
-        TREES_SCRIPT: (facts | {"words": of_sft}, partial(train, TREES_SCRIPT, [*stages, *of_sft])),
-        SIM_SCRIPT: (facts, partial(train, SIM_SCRIPT, stages)),
+        TREES_SCRIPT: (roots[1], facts | {"words": of_sft}, partial(train, TREES_SCRIPT, [*stages, *of_sft])),
+        SIM_SCRIPT: (roots[0], facts, partial(train, SIM_SCRIPT, stages)),
     }
     reward, gold = (
-        Cell(f"{judge}, seed {seed}", root / judge / f"seed{seed}", *made_by[judges(settings)[judge][0]],
-             MINUTES[judge], (sft.folder,))
+        Cell(f"{judge}, seed {seed}", root / judge / f"seed{seed}", made_with, run, MINUTES[judge], (sft.folder,))
         for judge in ("reward", "gold")
-    )  # fmt: skip
+        for root, made_with, run in [made_by[judges(settings)[judge][0]]]
+    )
     script, reward_class = judges(settings)["reward"]
     members = ("--members", *(str(judge.folder / "model") for judge in (reward, gold)), "--kappa", "0.5")
     teachers = {
@@ -271,8 +278,10 @@ def answer(settings: Settings, arm: Arm, shared: Shared, start_dir: Path, folder
     recommender: Recommender = load_recommender(policy_dir, catalog=catalog, options=options)
     if arm.is_reranked:
         recommender = Reranker(recommender, scorers["R"], weight=margin_weight(settings))
-    max_history = None if settings.exclude_seen else PROTOCOLS[settings.protocol].max_history
-    examples, whole = (dataset.examples("test", max_history=newest) for newest in (max_history, None))
+    whole = dataset.examples("test", max_history=None)
+    max_history = PROTOCOLS[settings.protocol].max_history
+    # What is excluded is the whole history, of which policies and judges read the newest by themselves.
+    examples = whole if settings.exclude_seen else dataset.examples("test", max_history=max_history)
     plan = Plan(ks=KS, beams=max(KS))
 
     def measure(decoding: Decoding) -> tuple[Predictions, Columns]:
@@ -297,7 +306,7 @@ def answer(settings: Settings, arm: Arm, shared: Shared, start_dir: Path, folder
 
 
 def measure_unseen(rows_PK: Int[np.ndarray, "P K"], examples: Sequence[Example]) -> Columns:
-    """Return accuracy once what a user has taken already is left out of the answers, of requests' whole histories."""
+    """Return accuracy once what requests' whole histories hold is left out of the answers, which are not refilled."""
     rows_PK = without_seen(rows_PK, [example.context.history for example in examples])
     positives = [example.positives for example in examples]
     return {"HR@10/unseen": hit_rate(rows_PK, positives, k=10), "NDCG@10/unseen": ndcg(rows_PK, positives, k=10)}

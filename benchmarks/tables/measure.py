@@ -14,7 +14,7 @@ from benchmarks.tables.protocols import NARROW_BEAMS
 from genrec_rl import metrics
 from genrec_rl.data.pages import DAY
 from genrec_rl.evaluation.evaluate import PAIR
-from genrec_rl.types import NO_ITEM, Example, Interval
+from genrec_rl.types import Example, Interval
 
 COLUMNS = "columns.npz"
 Columns = dict[str, Float[np.ndarray, " P"]]
@@ -96,19 +96,10 @@ def follows_same_day(example: Example) -> bool:
     return len(times) > 0 and bool(times[-1] // DAY == example.context.time // DAY)
 
 
-def without_seen(rows_PK: Int[np.ndarray, "P K"], seen: Sequence[np.ndarray]) -> Int[np.ndarray, "P K"]:
-    """Take the items out that a user has seen; those behind move up, and the end is NO_ITEM."""
-    result = np.full_like(rows_PK, NO_ITEM)
-    for p, rows in enumerate(rows_PK):
-        kept = rows[~np.isin(rows, seen[p])]
-        result[p, : len(kept)] = kept
-    return result
-
-
 def measure(answers: Answers, requests: Requests) -> Columns:
     """Return one number a request for every metric: accuracy, the same without seen items, HaR of free answers."""
     columns: Columns = {}
-    lists = {"": answers.constrained_PK, "/unseen": without_seen(answers.constrained_PK, requests.seen)}
+    lists = {"": answers.constrained_PK, "/unseen": metrics.without_seen(answers.constrained_PK, requests.seen)}
     for suffix, rows_PK in lists.items():
         for name, metric in METRICS:
             for k in KS[name]:
@@ -161,11 +152,11 @@ def pair(
         both = shared_seeds(systems, a, b, unseeded=unseeded)
         if not both:
             continue
-        first_a, first_b = (next(iter(systems[name].values())) for name in (a, b))
+        compared = [(systems[a][x], systems[b][y]) for x, y in both]
         differences = {
-            name: np.mean([systems[a][x][name] - systems[b][y][name] for x, y in both], axis=0)
-            for name in first_a
-            if name in first_b
+            name: np.mean([of_a[name] - of_b[name] for of_a, of_b in compared], axis=0)
+            for name in compared[0][0]
+            if all(name in of_a and name in of_b for of_a, of_b in compared)
         }
         key = f"{a}{PAIR}{b}"
         found[key] = metrics.bootstrap_columns(differences, requests.user_ids, n=draws, seed=seed)

@@ -130,7 +130,7 @@ def search_from(
     beams = _Growing(model, trunk, vocab, plan, trie)
     for level, width in enumerate(plan.widths):
         log_probs_BWK, first_token = beams.next_log_probs(level)
-        if excluded is not None and (trie is not None or level == vocab.n_levels - 1):
+        if excluded is not None:
             log_probs_BWK = excluded.mask(level, beams.tokens, log_probs_BWK, first_token=first_token)
         rank = None if generator is None else partial(perturb_children, beams.ranks, generator=generator)
         own = plan.per_beam if level else None

@@ -1,21 +1,25 @@
 """Answers that a search may not give: the SIDs of items that a user has taken already.
 
 Where nobody takes an item twice, a policy still spends places on items of the history. Excluded inside the search,
-and not from its answers, they leave every request its full number of answers. Under a trie a prefix is closed, too,
-when all SIDs that begin with it are excluded, so that no beam ends in nothing.
+and not from its answers, they leave every request its full number of answers. A prefix is closed, too, when all SIDs
+that begin with it are excluded, so that no beam under a trie ends in nothing, and a free one is less often invalid.
 
-    B prompts   W beams   H closed prefixes of the prompt that has most   L levels   K tokens looked at
+    B prompts   W beams   C closed prefixes of the prompt that has most   L levels   K tokens looked at
+    N items     D distinct SIDs
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from genrec_rl.errors import RolloutError
 from genrec_rl.sids.catalog import Catalog
+from genrec_rl.sids.collisions import pack, unpack
 from genrec_rl.sids.vocab import SidVocab
 from genrec_rl.types import Context
 
@@ -26,17 +30,11 @@ _NO_TOKEN = -1
 class Exclusion:
     """What B prompts may not be answered with.
 
-    ``closed[l]`` (B H l+1) are the token prefixes that end at level l, -1 where there is none; at the last level
-    whole SIDs.
+    ``closed[i]`` (B C i+1) are the token prefixes of i + 1 tokens that are closed, -1 where a prompt has fewer; the
+    last are whole SIDs.
     """
 
-    closed: tuple[Int[Tensor, "B H l"], ...]
-
-    @property
-    def most(self) -> int:
-        """The largest number of SIDs that one prompt may not be answered with."""
-        counts_B = (self.closed[-1][..., -1] != _NO_TOKEN).sum(1)
-        return int(counts_B.max()) if len(counts_B) else 0
+    closed: tuple[Int[Tensor, "B C _"], ...]
 
     def to(self, device: torch.device) -> "Exclusion":
         """Return it on a device."""
@@ -45,53 +43,75 @@ class Exclusion:
     def mask(
         self, level: int, beams_BWl: Int[Tensor, "B W l"], log_probs_BWK: Float[Tensor, "B W K"], *, first_token: int
     ) -> Float[Tensor, "B W K"]:
-        """Put -inf where a beam's next token would end in what is closed.
+        """Put -inf, in place, where a beam's next token would end in what is closed.
 
         Args:
             level: of the next token.
-            beams_BWl: the beams' tokens.
+            beams_BWl: the beams' tokens, as many as the level.
             log_probs_BWK: of the next token, of K that lie side by side.
             first_token: the first of them.
         """
-        closed_BHl = self.closed[level]
-        ends_BH = closed_BHl[..., -1]
-        follows_BWH = (beams_BWl[:, :, None] == closed_BHl[:, None, :, :-1]).all(-1) & (ends_BH != _NO_TOKEN)[:, None]
-        b, w, h = follows_BWH.nonzero(as_tuple=True)
-        never = torch.tensor(-torch.inf, dtype=log_probs_BWK.dtype, device=log_probs_BWK.device)
-        return log_probs_BWK.index_put((b, w, ends_BH[b, h] - first_token), never)
+        closed_BCi = self.closed[level]
+        ends_BC = closed_BCi[..., -1]
+        follows_BWC = (ends_BC != _NO_TOKEN)[:, None].repeat(1, beams_BWl.shape[1], 1)
+        for before in range(level):
+            follows_BWC &= beams_BWl[:, :, None, before] == closed_BCi[:, None, :, before]
+        b, w, c = follows_BWC.nonzero(as_tuple=True)
+        log_probs_BWK[b, w, ends_BC[b, c] - first_token] = -torch.inf
+        return log_probs_BWK
 
 
 class SeenItems:
-    """Finds what a user has taken in the catalogue's tree of SIDs.
+    """Finds what users have taken in the catalogue's tree of SIDs.
 
     Args:
-        catalog: SIDs that items share are excluded with any one of them.
+        catalog: items that share a SID are excluded with any one of them.
         vocab: tokens of the codes.
     """
 
     def __init__(self, catalog: Catalog, vocab: SidVocab) -> None:
-        sids_SL, self._sid_of_N = np.unique(catalog.codes, axis=0, return_inverse=True)
-        self._tokens_SL = sids_SL.astype(np.int64) + np.asarray(vocab.level_starts)
-        self._prefix_of, self._sizes, self._first = [], [], []
-        for length in range(1, sids_SL.shape[1] + 1):
-            found = np.unique(sids_SL[:, :length], axis=0, return_index=True, return_inverse=True, return_counts=True)
-            _, first, prefix_of_S, sizes = found
+        keys_D, self._sid_of_N = np.unique(pack(catalog.codes, catalog.codebook_sizes), return_inverse=True)
+        self._tokens_DL = unpack(keys_D, catalog.codebook_sizes).astype(np.int64) + np.asarray(vocab.level_starts)
+        self._prefix_of_D, self._n_sids, self._first = [], [], []  # of each level: prefixes; their SIDs, the first
+        for level in range(catalog.n_levels):
+            prefix_D = keys_D // prod(catalog.codebook_sizes[level + 1 :])
+            _, first, prefix_of_D, n_sids = np.unique(
+                prefix_D, return_index=True, return_inverse=True, return_counts=True
+            )
+            self._prefix_of_D.append(prefix_of_D)
+            self._n_sids.append(n_sids)
             self._first.append(first)
-            self._prefix_of.append(prefix_of_S.ravel())
-            self._sizes.append(sizes)
 
-    def of(self, contexts: Sequence[Context]) -> Exclusion:
-        """Return what the histories of some contexts close."""
-        seen = [np.unique(self._sid_of_N.ravel()[context.history]) for context in contexts]
-        return Exclusion(tuple(self._closed(level, seen) for level in range(self._tokens_SL.shape[1])))
+    def n_left(self, contexts: Sequence[Context]) -> Int[np.ndarray, " B"]:
+        """Return how many SIDs of the catalogue each context's history leaves."""
+        seen = [len(np.unique(self._sid_of_N[context.history])) for context in contexts]
+        return len(self._tokens_DL) - np.array(seen, np.int64)
 
-    def _closed(self, level: int, seen: Sequence[np.ndarray]) -> Int[Tensor, "B H l"]:
-        """Return the token prefixes of which all SIDs are seen."""
+    def of(self, contexts: Sequence[Context], *, at_least: int = 0) -> Exclusion:
+        """Return what the histories of some contexts close.
+
+        Args:
+            contexts: whose whole ``history`` is excluded: one that was cut leaves older items in.
+            at_least: SIDs of the catalogue that each must leave.
+
+        Raises:
+            RolloutError: when a history leaves fewer.
+        """
+        if at_least and (fewest := self.n_left(contexts).min(initial=at_least)) < at_least:
+            raise RolloutError(
+                f"exclude_seen leaves a request {fewest} SIDs of the catalogue, and {at_least} are asked for; ask "
+                "for fewer (num_generations), or set exclude_seen: false"
+            )
+        seen = [np.unique(self._sid_of_N[context.history]) for context in contexts]
+        return Exclusion(tuple(self._closed(level, seen) for level in range(self._tokens_DL.shape[1])))
+
+    def _closed(self, level: int, seen: Sequence[Int[np.ndarray, " d"]]) -> Int[Tensor, "B C _"]:
+        """Return the token prefixes that end at a level, and of which all SIDs are seen."""
         found = []
         for sids in seen:
-            prefixes, counts = np.unique(self._prefix_of[level][sids], return_counts=True)
-            found.append(self._first[level][prefixes[counts == self._sizes[level][prefixes]]])
+            prefixes, counts = np.unique(self._prefix_of_D[level][sids], return_counts=True)
+            found.append(self._first[level][prefixes[counts == self._n_sids[level][prefixes]]])
         tokens = np.full((len(seen), max(map(len, found), default=0), level + 1), _NO_TOKEN)
         for row, first in zip(tokens, found, strict=True):
-            row[: len(first)] = self._tokens_SL[first, : level + 1]
+            row[: len(first)] = self._tokens_DL[first, : level + 1]
         return torch.from_numpy(tokens)

@@ -85,8 +85,8 @@ class BeamRecommender:
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool) -> Rollouts:
         """Return the k best SIDs of each context; invalid ones (only if unconstrained) keep their rank.
 
-        Where the catalogue holds fewer than k SIDs, all of them come back; where some are excluded, and a request is
-        left fewer than others, ``NO_ITEM`` and -inf stand behind its last.
+        Where the catalogue holds fewer than k SIDs, all of them come back; where a request's history is excluded and
+        leaves fewer than that, ``NO_ITEM`` and -inf stand behind its last.
 
         Raises:
             RolloutError: when ``beam_widths`` leave a request without k answers.
@@ -118,6 +118,8 @@ class BeamRecommender:
             ]
         back = torch.from_numpy(np.argsort(order, kind="stable"))
         width = max(log_probs.shape[1] for _, log_probs in parts)
+        if self._seen is not None and constrained:  # (histories differ from call to call, the width does not)
+            width = max(width, min(plan.widths[-1], self.catalog.trie.n_sids))
         parts = [_widen(*part, width=width, pad_id=self.policy.vocab.pad_id) for part in parts]
         tokens, log_probs = (torch.cat(part)[back] for part in zip(*parts, strict=True))
         return resolve(tokens, log_probs, vocab=self.policy.vocab, catalog=self.catalog)
@@ -157,15 +159,18 @@ class BeamRecommender:
         sizes = self.policy.vocab.codebook_sizes
         by_level = plan.normalisation != "vocabulary"
         free = prod(sizes) if by_level else self.policy.model.config.vocab_size ** len(sizes)
-        exist = self.catalog.trie.n_sids if constrained else free
-        wanted = min(plan.widths[-1], exist)
-        found = int((proposed.log_probs_PG > -torch.inf).sum(1).min()) if len(proposed.log_probs_PG) else wanted
-        if found < wanted and self._seen is not None:
-            wanted = min(wanted, exist - self._seen.of(contexts).most)
-        if found < wanted:
+        wanted_P = np.full(len(contexts), min(plan.widths[-1], self.catalog.trie.n_sids if constrained else free))
+        found_P = (proposed.log_probs_PG > -torch.inf).sum(1).numpy()
+        if self._seen is not None and (found_P < wanted_P).any():
+            if not constrained:
+                return  # (how many free answers a history leaves is not known)
+            wanted_P = np.minimum(wanted_P, self._seen.n_left(contexts))
+        if (found_P < wanted_P).any():
+            short = int((wanted_P - found_P).argmax())
             raise RolloutError(
-                f"beam_widths {list(plan.widths)} leave a request with {found} of {wanted} answers: too few begin "
-                "with the prefixes that were kept; widen the first levels"
+                f"beam_widths {list(plan.widths)} leave a request with {found_P[short]} of {wanted_P[short]} answers"
+                f"{'' if self._seen is None else ' (exclude_seen)'}: too few begin with the prefixes that were kept; "
+                "widen the first levels"
                 + ("" if plan.per_beam is None else f", or raise per_beam, which is {plan.per_beam}")
             )
 

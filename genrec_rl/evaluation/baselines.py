@@ -51,53 +51,35 @@ def counted_system(name: str, dataset: Dataset, catalog: Catalog, *, exclude_see
 
     def load() -> Recommender:
         if name == POPULARITY:
-            return Popularity(dataset.popularity, codes=catalog.codes)
+            return Popularity(dataset.popularity, codes=catalog.codes, exclude_seen=exclude_seen)
         pages = [*dataset.examples("train"), *(dataset.examples("valid") if name.endswith(WITH_VALID) else ())]
         if SYMMETRIC not in name:
-            return Cooccurrence.fit(pages, dataset.popularity, codes=catalog.codes)
+            return Cooccurrence.fit(pages, dataset.popularity, codes=catalog.codes, exclude_seen=exclude_seen)
         return Cooccurrence.fit(
-            pages, dataset.popularity, codes=catalog.codes, decay=0.7, symmetric=True, damping=0.3
-        )
+            pages, dataset.popularity, codes=catalog.codes, decay=0.7, symmetric=True, damping=0.3,
+            exclude_seen=exclude_seen,
+        )  # fmt: skip
 
-    return System(name, (lambda: Unseen(load(), catalog.n_items)) if exclude_seen else load, ("constrained",))
-
-
-class Unseen:
-    """Leaves out what a request's history holds, of a recommender that can rank all of ``n_items``.
-
-    A request with fewer than k other items ends with ``NO_ITEM``.
-    """
-
-    def __init__(self, recommender: Recommender, n_items: int) -> None:
-        self._recommender, self._n_items = recommender, n_items
-
-    def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool = True) -> Rollouts:
-        """Return the k best others of every context."""
-        longest = max((len(context.history) for context in contexts), default=0)
-        ranked = self._recommender.recommend(contexts, k=min(k + longest, self._n_items), constrained=constrained)
-        pairs = zip(ranked.rows_PG.numpy(), contexts, strict=True)
-        is_seen_PG = torch.from_numpy(np.stack([np.isin(rows, context.history) for rows, context in pairs]))
-        order_PK = is_seen_PG.int().argsort(dim=1, stable=True)[:, :k]
-        is_seen_PK = is_seen_PG.take_along_dim(order_PK, dim=1)
-        return Rollouts(
-            sids_PGL=ranked.sids_PGL.take_along_dim(order_PK[..., None], dim=1).masked_fill(
-                is_seen_PK[..., None], -1
-            ),
-            rows_PG=ranked.rows_PG.take_along_dim(order_PK, dim=1).masked_fill(is_seen_PK, NO_ITEM),
-            log_probs_PG=ranked.log_probs_PG.take_along_dim(order_PK, dim=1).masked_fill(is_seen_PK, -torch.inf),
-        )
+    return System(name, load, ("constrained",))
 
 
 class Popularity:
-    """The same list for everyone: items by their number of clicks and orders in the training pages."""
+    """The same list for everyone: items by their number of clicks and orders in the training pages.
 
-    def __init__(self, popularity: Int[np.ndarray, " N"], *, codes: Int[np.ndarray, "N L"]) -> None:
+    ``exclude_seen`` leaves out what a context's history holds.
+    """
+
+    def __init__(
+        self, popularity: Int[np.ndarray, " N"], *, codes: Int[np.ndarray, "N L"], exclude_seen: bool = False
+    ) -> None:
+        self._exclude_seen = exclude_seen
         self._scores_N = torch.from_numpy(np.asarray(popularity, dtype=np.float64)) + _tie_break(popularity)
         self._codes_NL = torch.from_numpy(np.asarray(codes, dtype=np.int64))
 
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool = True) -> Rollouts:  # noqa: ARG002
         """Return the k most popular items for every context."""
-        return _best(self._scores_N.expand(len(contexts), -1), self._codes_NL, k)
+        seen = contexts if self._exclude_seen else ()
+        return _best(self._scores_N.repeat(len(contexts), 1), self._codes_NL, k, seen=seen)
 
 
 class Cooccurrence:
@@ -115,6 +97,7 @@ class Cooccurrence:
         codes: SID of each item.
         n_last: items that count.
         decay: weight of a step.
+        exclude_seen: leave out what a context's history holds.
     """
 
     def __init__(
@@ -126,12 +109,13 @@ class Cooccurrence:
         codes: Int[np.ndarray, "N L"],
         n_last: int,
         decay: float,
+        exclude_seen: bool = False,
     ) -> None:
         self._starts = np.searchsorted(pairs[0], np.arange(len(codes) + 1))
         self._followers, self._counts = pairs[1], counts
         self._tie_break_N = _tie_break(popularity)
         self._codes_NL = torch.from_numpy(np.asarray(codes, dtype=np.int64))
-        self._n_last, self._decay = n_last, decay
+        self._n_last, self._decay, self._exclude_seen = n_last, decay, exclude_seen
 
     @classmethod
     def fit(
@@ -144,6 +128,7 @@ class Cooccurrence:
         decay: float = 0.5,
         symmetric: bool = False,
         damping: float = 0.0,
+        exclude_seen: bool = False,
     ) -> Self:
         """Count what followed what in pages; 12,000 items and 80,000 pages take seconds.
 
@@ -155,6 +140,7 @@ class Cooccurrence:
             decay: weight of a step.
             symmetric: count each pair in both directions.
             damping: power of an item's popularity that its counts are divided by.
+            exclude_seen: leave out what a context's history holds.
         """
         found = list_transitions(pages, n_last=n_last, decay=decay)
         before, after, weights = found.before, found.after, found.weights
@@ -165,7 +151,7 @@ class Cooccurrence:
         counts = np.bincount(pair_of, weights=weights, minlength=len(keys))
         pairs = np.stack(np.divmod(keys, len(codes)))
         counts = counts / np.maximum(popularity, 1)[pairs[1]] ** damping
-        return cls(pairs, counts, popularity, codes=codes, n_last=n_last, decay=decay)
+        return cls(pairs, counts, popularity, codes=codes, n_last=n_last, decay=decay, exclude_seen=exclude_seen)
 
     def recommend(self, contexts: Sequence[Context], *, k: int, constrained: bool = True) -> Rollouts:  # noqa: ARG002
         """Return the k items that most often followed each context's last items."""
@@ -174,7 +160,8 @@ class Cooccurrence:
             for step, item in enumerate(context.history[::-1][: self._n_last]):
                 found = slice(self._starts[item], self._starts[item + 1])
                 scores_PN[p, self._followers[found]] += self._decay**step * self._counts[found]
-        return _best(torch.from_numpy(scores_PN) + self._tie_break_N, self._codes_NL, k)
+        seen = contexts if self._exclude_seen else ()
+        return _best(torch.from_numpy(scores_PN) + self._tie_break_N, self._codes_NL, k, seen=seen)
 
 
 def _tie_break(popularity: Int[np.ndarray, " N"]) -> Float[Tensor, " N"]:
@@ -185,9 +172,19 @@ def _tie_break(popularity: Int[np.ndarray, " N"]) -> Float[Tensor, " N"]:
     return torch.from_numpy(bonus)
 
 
-def _best(scores_PN: Float[Tensor, "P N"], codes_NL: Int[Tensor, "N L"], k: int) -> Rollouts:
+def _best(
+    scores_PN: Float[Tensor, "P N"], codes_NL: Int[Tensor, "N L"], k: int, *, seen: Sequence[Context]
+) -> Rollouts:
+    """Return the k largest of positive scores, without what ``seen`` contexts hold; ``NO_ITEM`` where that is all."""
     if k > scores_PN.shape[1]:
         raise ConfigError(f"{k} candidates asked of {scores_PN.shape[1]} catalogue items; lower beams")
-    scores_PK, rows_PK = scores_PN.topk(k, dim=1)
-    shares_PK = scores_PK / scores_PN.sum(dim=1, keepdim=True)
-    return Rollouts(sids_PGL=codes_NL[rows_PK], rows_PG=rows_PK, log_probs_PG=shares_PK.log().float())
+    shares_PN = scores_PN / scores_PN.sum(dim=1, keepdim=True)
+    for p, context in enumerate(seen):
+        shares_PN[p, context.history.tolist()] = 0
+    shares_PK, rows_PK = shares_PN.topk(k, dim=1)
+    is_none_PK = shares_PK == 0
+    return Rollouts(
+        sids_PGL=codes_NL[rows_PK].masked_fill(is_none_PK[..., None], -1),
+        rows_PG=rows_PK.masked_fill(is_none_PK, NO_ITEM),
+        log_probs_PG=shares_PK.log().float(),
+    )

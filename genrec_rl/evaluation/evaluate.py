@@ -28,6 +28,7 @@ from genrec_rl.types import NO_ITEM, Action, EvalReport, Example, Interval
 Decoding = Literal["constrained", "unconstrained"]
 DECODINGS: tuple[Decoding, ...] = ("constrained", "unconstrained")
 PAIR = "-"
+EXCLUDE_SEEN = "exclude_seen"
 REQUESTS_AT_ONCE = 512
 """Requests between two steps of the progress bar; a recommender cuts them into batches of its own."""
 
@@ -126,7 +127,7 @@ def evaluate(
                 values, user_ids, n=plan.draws, seed=plan.seed
             ) | measure_catalogue(answers, n_items=catalog.n_items, ks=plan.ks)
     facts: dict[str, str | int | float] = {"requests": len(examples), "users": len(set(user_ids.tolist()))}
-    facts |= {"positives_in_history": round(taken_again(examples), 4)}
+    facts |= {"positives_in_history": round(positives_in_history(examples), 4)}
     facts |= {"ks": ", ".join(map(str, plan.ks)), "beams": plan.beams}
     facts |= {"bootstrap_draws": plan.draws, "bootstrap_seed": plan.seed}
     return EvalReport(protocol=dict(protocol or {}) | facts, systems=report, paired=_pair(columns, user_ids, plan))
@@ -151,6 +152,7 @@ def describe(
         "positives": "clicked and ordered items of the page",
         "history": f"newest {max_history} clicked or ordered items before the page",
         "ranking": f"all {catalog.n_items} items, those of the history {'' if exclude_seen else 'not '}excluded",
+        EXCLUDE_SEEN: "true" if exclude_seen else "false",
         "hits": "by item; a SID that items share means the most popular of them; an invalid SID keeps its rank",
         "hallucination": "share of free beams that are no item; under the constraint 0 by construction",
         "catalogue": catalog.fingerprint,
@@ -163,10 +165,10 @@ def describe(
     return facts | ({} if max_requests is None else {"max_requests": max_requests})
 
 
-def taken_again(examples: Sequence[Example]) -> float:
-    """Return the share of positives that their request's history holds; NaN without a positive."""
+def positives_in_history(examples: Sequence[Example]) -> float:
+    """Return the share of positives that their request's history holds; 0 without a positive."""
     again = [np.isin(example.positives, example.context.history) for example in examples]
-    return float(np.concatenate(again).mean()) if sum(map(len, again)) else math.nan
+    return float(np.concatenate(again).mean()) if sum(map(len, again)) else 0.0
 
 
 def predict(

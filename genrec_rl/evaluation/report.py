@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genrec_rl.evaluation.baselines import COOCCURRENCE, POPULARITY
-from genrec_rl.evaluation.evaluate import DECODINGS, PAIR, Predictions
+from genrec_rl.evaluation.evaluate import DECODINGS, EXCLUDE_SEEN, PAIR, Predictions
 from genrec_rl.types import NO_ITEM, EvalReport, Example, Interval
 
 TABLE_METRICS = ("HR@1", "HR@10", "HR@50", "NDCG@10", "NDCG@50", "HaR@10", "R@1", "R@10", "value@10", "coverage@10")
@@ -231,20 +231,18 @@ def _against(report: EvalReport, policy: str, reference: str, decoding: str) -> 
 
 def _of_history(report: EvalReport) -> list[str]:
     """Say where answers are wasted on what users have taken already, or where leaving it out costs positives."""
-    again = float(report.protocol.get("positives_in_history", math.nan))
+    again = float(report.protocol.get("positives_in_history", 0))
+    if report.protocol.get(EXCLUDE_SEEN) == "true":
+        hidden = f"{again:.1%} of positives are in the history, where exclude_seen hides them; set it to false."
+        return [hidden] if again >= _RARELY else []
     found = {name: of["constrained"].get("seen@10") for name, of in report.systems.items() if "constrained" in of}
-    seen = {name: share.mean for name, share in found.items() if share is not None}
-    if not seen or math.isnan(again):
+    wasteful = [f"{name} {share.mean:.0%}" for name, share in found.items() if share and share.mean >= _OFTEN]
+    if again >= _RARELY or not wasteful:
         return []
-    wasteful = [f"{name} {share:.0%}" for name, share in seen.items() if share >= _OFTEN]
-    if again < _RARELY and wasteful:
-        return [
-            f"Of the first ten, so many are items of the user's history: {', '.join(wasteful)}; of the positives "
-            f"{again:.1%} are. Set exclude_seen: true."
-        ]
-    if again >= _RARELY and max(seen.values()) == 0:
-        return [f"{again:.1%} of positives are in the history, where exclude_seen hides them; set it to false."]
-    return []
+    return [
+        f"Of the first ten, so many are items of the user's history: {', '.join(wasteful)}; of the positives "
+        f"{again:.1%} are. Set exclude_seen: true."
+    ]
 
 
 def _narrowing(report: EvalReport, policy: str, reference: str) -> list[str]:

@@ -179,6 +179,11 @@ def _of_rollouts(args: Any) -> list[tuple[bool, str]]:
             "exclude_seen: independent samples are drawn of the whole policy; set rollouts: gumbel, or it to false",
         ),
         (
+            args.exclude_seen and args.inject_positives,
+            "inject_positives: a positive that was taken before would be a rollout in spite of exclude_seen; set one "
+            "to false",
+        ),
+        (
             args.rollout_weights == "policy" and args.rollouts != "beam",
             f"rollout_weights policy: {args.rollouts} rollouts are drawn by the policy already; set rollouts: beam",
         ),

@@ -16,6 +16,7 @@ from torch import Tensor
 from genrec_rl.decoding.beam_search import BeamPlan, Beams, search_from
 from genrec_rl.decoding.exclusion import Exclusion
 from genrec_rl.decoding.sampling import sample_from
+from genrec_rl.errors import RolloutError
 from genrec_rl.models.prompts import PromptEncoder
 from genrec_rl.models.trunk import Trunk
 from genrec_rl.rewards.matching import match_positives
@@ -77,7 +78,13 @@ def roll_out_from(
     generator: torch.Generator,
     excluded: Exclusion | None,
 ) -> Beams:
-    """Return a prompt's G rollouts: the best, draws without repeats, or (of all SIDs) draws with repeats."""
+    """Return a prompt's G rollouts: the best, draws without repeats, or draws with repeats.
+
+    Raises:
+        RolloutError: for draws with repeats (sample) of which something is excluded.
+    """
+    if kind == "sample" and excluded is not None:
+        raise RolloutError("rollouts sample draws from the whole policy, exclude_seen from a part; use gumbel")
     if kind == "sample":
         return sample_from(model, trunk, vocab=vocab, plan=plan, trie=trie, generator=generator)
     noise = generator if kind == "gumbel" else None

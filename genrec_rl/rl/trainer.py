@@ -56,7 +56,7 @@ from genrec_rl.rl.selection import guarded
 from genrec_rl.rl.start import Start, StartProbe, draw_requests
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
 from genrec_rl.rl.unified import candidate_list, unified_weights
-from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
+from genrec_rl.types import NO_ITEM, CalibratedRewards, Context, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
 _PROMPT_KEYS = ("prompt_ids", "prompt_mask")
@@ -99,6 +99,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._batch: tuple[Sequence[Example], Sequence[Sequence[int]]] = ((), ())
+        self._whole: Sequence[Context] = ()
         self._beams: Beams | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
         self._trunk: Trunk | None = None
@@ -150,7 +151,8 @@ class GRPOSRTrainer(GRPOTrainer):
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
             trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
             settings: dict[str, Any] = {"kind": self.args.rollouts, "vocab": self.policy.vocab, "plan": self._plan}
-            settings |= {"trie": trie, "generator": self._noise(), "excluded": self._excluded()}
+            settings |= {"trie": trie, "generator": self._noise()}
+            settings |= {"excluded": None if self._seen is None else self._excluded(self._seen)}
             if self.args.rollouts_from == "start":
                 assert self._start is not None
                 with self._start.network(wrapped) as start, self.accelerator.autocast():
@@ -159,18 +161,8 @@ class GRPOSRTrainer(GRPOTrainer):
                 trunk = self._trunk or self._reader.trunk(model, ids, is_prompt)
                 return roll_out_from(model, trunk, **settings)
 
-    def _excluded(self) -> Exclusion | None:
-        """Return what the newest requests' histories hold, if no rollout may."""
-        if self._seen is None:
-            return None
-        examples, _ = self._batch
-        excluded = self._seen.of([example.context for example in examples])
-        left = self.scorer.catalog.trie.n_sids - excluded.most
-        if left < self.num_generations:
-            raise RolloutError(
-                f"exclude_seen leaves a request {left} SIDs of the catalogue for {self.num_generations} rollouts "
-                "(num_generations); lower them, or set exclude_seen: false"
-            )
+    def _excluded(self, seen: SeenItems) -> Exclusion:
+        excluded = seen.of(self._whole, at_least=self.num_generations if self.args.constrained_rollouts else 0)
         return excluded.to(self.accelerator.device)
 
     def _noise(self) -> torch.Generator:
@@ -207,6 +199,7 @@ class GRPOSRTrainer(GRPOTrainer):
         examples = [asked(row, self.examples) for row in inputs[::size]]
         seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[::size]]
         self._batch = (examples, seeds)
+        self._whole = [self.examples[row["page"]].context for row in inputs[::size]]
         output = super()._generate_and_score_completions(inputs)
         for name in _GROUP_KEYS:
             if output.get(name) is not None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.tables.measure import Answers, Requests, follows_same_day, measure, pair, summarise, without_seen
+from benchmarks.tables.measure import Answers, Requests, follows_same_day, measure, pair, summarise
 from genrec_rl.data.pages import DAY
 from genrec_rl.types import NO_ITEM
 from tests.fixtures import make_context, make_example
@@ -15,13 +15,6 @@ REQUESTS = Requests(
     is_same_day=np.array([True, False]),
 )
 ROWS = np.array([[1, 3, *range(10, 58)], [5, 8, *range(10, 58)]])
-
-
-def test_seen_items_give_their_ranks_to_those_behind():
-    assert without_seen(np.array([[1, 3, 2], [9, 8, 5]]), REQUESTS.seen).tolist() == [
-        [3, 2, NO_ITEM],
-        [5, NO_ITEM, NO_ITEM],
-    ]
 
 
 def test_metrics_by_hand():

@@ -9,6 +9,7 @@ from benchmarks.rl.arms import ARMS
 from benchmarks.rl.cells import (
     HERE,
     Settings,
+    Shared,
     arm_words,
     judges,
     logged,
@@ -48,16 +49,27 @@ def test_what_an_arm_starts_from_and_is_rewarded_by_is_in_its_key():
 
 
 def test_what_users_have_taken_is_excluded_from_proposals_rollouts_and_answers_alike():
+    for data in ("movielens", "synthetic"):
+        plain, unseen = (seed_cells(Settings(data, exclude_seen=excluded), 0) for excluded in (False, True))
+        assert plain.sft[-1].key == unseen.sft[-1].key
+        assert all(plain.arms[name].key != unseen.arms[name].key for name in unseen.arms)
+        assert {cell.folder.parent.parent.name for cell in unseen.arms.values()} == {"genrec_unseen"}
+        for cells, told in ((plain, "false"), (unseen, "true")):
+            shared = next(x for x in cells.arms["grpo_sr"].run.args if isinstance(x, Shared))
+            assert shared.words[-2:] == ("--exclude_seen", told)
+
+
+def test_a_judge_that_learns_from_the_log_alone_is_made_once():
     plain, unseen = (seed_cells(Settings(exclude_seen=excluded), 0) for excluded in (False, True))
+    assert plain.gold.folder == unseen.gold.folder
+    assert plain.reward.folder != unseen.reward.folder
     assert unseen.reward.facts["words"][-2:] == ["--exclude_seen", "true"]
-    assert unseen.reward.folder.parent.parent.name == "genrec_unseen"
-    assert plain.sft[-1].key == unseen.sft[-1].key
-    assert all(plain.arms[name].key != unseen.arms[name].key for name in unseen.arms)
 
 
 def test_accuracy_without_what_users_have_taken_moves_the_others_up():
-    found = measure_unseen(np.array([[3, 1, *range(4, 12)]]), [make_example([3], [1])])
-    assert found == {"HR@10/unseen": [1.0], "NDCG@10/unseen": [1.0]}
+    found = measure_unseen(np.array([[3, *range(4, 12), 2, 1]]), [make_example([3], [1])])
+    assert found["HR@10/unseen"].tolist() == [1.0]
+    assert found["NDCG@10/unseen"].tolist() == pytest.approx([1 / np.log2(11)])
 
 
 def test_next_items_are_asked_for_where_the_protocol_asks_for_them():

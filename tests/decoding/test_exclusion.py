@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from genrec_rl.decoding.exclusion import SeenItems
 from genrec_rl.decoding.recommender import BeamRecommender
+from genrec_rl.errors import RolloutError
 from genrec_rl.types import NO_ITEM
 from tests.fixtures import CODES, make_catalog, make_context, make_policy
 
@@ -32,10 +33,17 @@ def test_items_that_share_a_sid_are_excluded_together():
     assert closed_codes([[12]], level=2, catalog=shared) == [[[0, 0, 0]]]
 
 
-def test_most_counts_the_sids_of_the_longest():
+def test_sids_that_histories_leave_are_counted():
     seen = SeenItems(CATALOG, POLICIES["vocabulary"].vocab)
-    assert seen.of([make_context([0, 1, 1]), make_context([])]).most == 2
-    assert seen.of([]).most == 0
+    assert seen.n_left([make_context([0, 1, 1]), make_context([])]).tolist() == [10, 12]
+
+
+def test_a_history_that_leaves_too_few_is_refused_with_both_numbers():
+    seen = SeenItems(CATALOG, POLICIES["vocabulary"].vocab)
+    contexts = [make_context([0]), make_context([3, 4, 5])]
+    assert len(seen.of(contexts, at_least=9).closed) == 3
+    with pytest.raises(RolloutError, match="leaves a request 9 SIDs of the catalogue, and 10 are asked for"):
+        seen.of(contexts, at_least=10)
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,11 +59,12 @@ def test_answers_are_the_best_of_what_is_not_seen(seen, k, softmax):
     torch.testing.assert_close(found.log_probs_PG[0], everything.log_probs_PG[0][is_new][:k])
 
 
+@pytest.mark.parametrize("batch_size", [1, 64])
 @pytest.mark.parametrize("softmax", sorted(POLICIES))
-def test_beams_never_end_in_nothing(softmax):
+def test_beams_never_end_in_nothing(softmax, batch_size):
     """As many beams as answers at every level: each kept prefix still leads somewhere."""
-    contexts = [make_context([0, 1, 2, 4, 5, 6, 7]), make_context([9, 10, 11, 3]), make_context([])]
-    recommender = BeamRecommender(POLICIES[softmax], catalog=CATALOG, exclude_seen=True)
+    contexts = [make_context([9, 10, 3]), make_context([]), make_context([0, 1, 2, 4, 5, 6, 7]), make_context([8])]
+    recommender = BeamRecommender(POLICIES[softmax], catalog=CATALOG, exclude_seen=True, batch_size=batch_size)
     rows_PK = recommender.recommend(contexts, k=5, constrained=True).rows_PG
     assert (rows_PK != NO_ITEM).all()
     for context, rows in zip(contexts, rows_PK, strict=True):
@@ -73,13 +82,30 @@ def test_a_request_with_fewer_left_ends_with_no_item():
     assert (found.rows_PG[1, :11] != NO_ITEM).all()
 
 
+def test_calls_with_other_histories_have_one_width():
+    recommender = BeamRecommender(POLICIES["children"], catalog=CATALOG, exclude_seen=True)
+    widths = [
+        recommender.recommend([make_context(seen)], k=5, constrained=True).rows_PG.shape[1]
+        for seen in ([], list(range(10)), list(range(12)))
+    ]
+    assert widths == [5, 5, 5]
+
+
+def test_narrow_beams_are_refused_for_whom_they_fail_whatever_others_have_seen():
+    narrow = BeamRecommender(POLICIES["children"], catalog=CATALOG, exclude_seen=True, beam_widths=[1, 1, 5])
+    for histories in ([[]], [[], list(range(11))]):
+        with pytest.raises(RolloutError, match=r"with \d of 5 answers \(exclude_seen\)"):
+            narrow.recommend([make_context(seen) for seen in histories], k=5, constrained=True)
+
+
 def test_free_beams_leave_seen_sids_out_and_keep_invalid_ones():
-    context = make_context(list(range(12)))
     policy = POLICIES["vocabulary"]
     recommender = BeamRecommender(policy, catalog=CATALOG, exclude_seen=True, normalisation="level")
-    found = recommender.recommend([context], k=50, constrained=False)
-    assert (found.rows_PG == NO_ITEM).all()
-    assert (found.log_probs_PG > -torch.inf).all()
+    found = recommender.recommend([make_context([0, 1, 2, 3, 11])], k=50, constrained=False)
+    assert set(found.rows_PG[0].tolist()) == {NO_ITEM, *range(4, 11)}
+    # all items behind [0] and behind [3, 3] are seen: 64 SIDs without 16 and without 4
+    assert (found.log_probs_PG > -torch.inf).sum() == 44
+    assert (found.sids_PGL[0, :44, 0] > 0).all()
 
 
 def test_draws_without_repeats_leave_seen_items_out():

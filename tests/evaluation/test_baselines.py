@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genrec_rl.errors import ConfigError
-from genrec_rl.evaluation.baselines import Cooccurrence, Popularity, Unseen, counted_system
+from genrec_rl.evaluation.baselines import Cooccurrence, Popularity, counted_system
 from genrec_rl.types import NO_ITEM, Action, Context, Example
 
 CODES = np.arange(10).reshape(5, 2)
@@ -34,12 +34,20 @@ def test_popularity_ranks_by_count_then_row():
 
 
 def test_seen_items_are_left_out_and_the_next_move_up():
-    unseen = Unseen(Popularity(COUNTS, codes=CODES), n_items=5)
+    unseen = Popularity(COUNTS, codes=CODES, exclude_seen=True)
     assert rows(unseen, context(1, 4), context(), k=3) == [[2, 0, 3], [1, 2, 4]]
+    assert unseen.recommend([], k=3).rows_PG.shape == (0, 3)
+
+
+def test_what_followed_is_left_out_where_it_is_seen():
+    pages = [page([0], [3]), page([0], [3]), page([0], [4])]
+    fitted = Cooccurrence.fit(pages, COUNTS, codes=CODES, exclude_seen=True)
+    assert rows(fitted, context(3, 0), k=1) == [[4]]
+    assert rows(fitted, context(0), k=1) == [[3]]
 
 
 def test_who_has_seen_nearly_everything_ends_with_no_item():
-    answer = Unseen(Popularity(COUNTS, codes=CODES), n_items=5).recommend([context(0, 1, 2, 3)], k=3)
+    answer = Popularity(COUNTS, codes=CODES, exclude_seen=True).recommend([context(0, 1, 2, 3)], k=3)
     assert answer.rows_PG.tolist() == [[4, NO_ITEM, NO_ITEM]]
     assert answer.log_probs_PG[0].isinf().tolist() == [False, True, True]
     assert (answer.sids_PGL[0, 1:] == -1).all()
@@ -154,6 +162,13 @@ def test_symmetric_system_counts_both_ways():
     toy = SimpleNamespace(examples=lambda split: [page([0], [3])], popularity=COUNTS, n_items=5)
     system = counted_system("cooccurrence_symmetric", toy, SimpleNamespace(codes=CODES))
     assert rows(system.load(), context(3), k=1) == [[0]]
+
+
+@pytest.mark.parametrize("name", ["popularity", "cooccurrence", "cooccurrence_symmetric"])
+def test_every_counted_system_can_leave_seen_items_out(name):
+    toy = SimpleNamespace(examples=lambda split: [page([0], [3])], popularity=COUNTS, n_items=5)
+    system = counted_system(name, toy, SimpleNamespace(codes=CODES), exclude_seen=True)
+    assert not {0, 1} & set(rows(system.load(), context(0, 1), k=3)[0])
 
 
 def test_unknown_counted_system_offers_the_nearest():

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from genrec_rl.errors import ConfigError, DataError, RolloutError
-from genrec_rl.evaluation.evaluate import Plan, Predictions, System, evaluate, measure_requests, predict, taken_again
+from genrec_rl.evaluation.evaluate import (
+    Plan,
+    Predictions,
+    System,
+    evaluate,
+    measure_requests,
+    positives_in_history,
+    predict,
+)
 from genrec_rl.types import NO_ITEM, Action, Interval
 from reward_models.scripted import Popularity
 
@@ -65,8 +73,8 @@ def test_graded_ndcg_takes_gains_in_the_order_of_the_positives(good, examples, c
 
 def test_positives_that_were_taken_before_are_counted(examples):
     again = replace(examples[0], context=replace(examples[0].context, history=examples[0].positives))
-    assert taken_again([again]) == 1
-    assert math.isnan(taken_again([]))
+    assert positives_in_history([again]) == 1
+    assert positives_in_history([]) == 0
 
 
 def test_exposed_items_are_no_hits(catalog, examples, good):

@@ -90,18 +90,20 @@ def test_findings_warn_when_lists_narrow_by_half(after, warned):
 
 
 @pytest.mark.parametrize(
-    ("seen", "again", "said"),
+    ("seen", "again", "excluded", "said"),
     [
-        (0.31, 0.0, "history: sft 31%; of the positives 0.0% are. Set exclude_seen: true."),
-        (0.04, 0.0, None),
-        (0.31, 0.2, None),
-        (0.0, 0.2, "20.0% of positives are in the history, where exclude_seen hides them"),
-        (0.0, 0.0, None),
+        (0.31, 0.0, "false", "history: sft 31%; of the positives 0.0% are. Set exclude_seen: true."),
+        (0.04, 0.0, "false", None),
+        (0.31, 0.2, "false", None),
+        (0.0, 0.2, "false", None),
+        (0.0, 0.2, "true", "20.0% of positives are in the history, where exclude_seen hides them"),
+        (0.0, 0.0, "true", None),
     ],
 )
-def test_findings_say_when_places_or_positives_are_lost_to_the_history(seen, again, said):
+def test_findings_say_when_places_or_positives_are_lost_to_the_history(seen, again, excluded, said):
     systems = {"sft": {"constrained": {"seen@10": Interval(seen, 0, 1)}}}
-    lines = [line for line in findings(EvalReport({"positives_in_history": again}, systems)) if "history" in line]
+    protocol = {"positives_in_history": again, "exclude_seen": excluded}
+    lines = [line for line in findings(EvalReport(protocol, systems)) if "history" in line]
     assert len(lines) == (said is not None)
     assert said is None or said in lines[0]
 

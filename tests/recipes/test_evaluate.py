@@ -69,6 +69,7 @@ def test_no_system_answers_with_the_history_where_it_is_excluded(words, tmp_path
     assert (max(seen) > 0) == (excluded == "false")
 
 
+@pytest.mark.slow
 def test_policies_alone_without_reward(words, tmp_path):
     evaluate.main([*words, "--reward_model", "none", "--baselines", "false", "--split", "valid"])
     content = json.loads((tmp_path / "eval" / "eval.json").read_text())
@@ -91,6 +92,11 @@ def test_policy_of_real_items_is_asked_constrained_only(stages, words, tmp_path,
     assert set(systems["fast"]) == {"constrained"}
     assert (tmp_path / "eval" / "validity.png").is_file() == bool(others)
     assert all(set(systems[name]) == {"constrained", "unconstrained"} for name in others)
+
+
+def test_a_cut_history_with_seen_items_excluded_is_refused(words):
+    with pytest.raises(ConfigError, match=r"older items in than the newest 5 \(max_history\)"):
+        evaluate.main([*words, "--exclude_seen", "true", "--max_history", "5"])
 
 
 def test_word_without_equals_is_refused_before_anything_loads(tmp_path):

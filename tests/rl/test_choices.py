@@ -56,6 +56,7 @@ def config(tmp_path, **settings):
         ({"per_mass": True}, "per_mass divides the loss of listwise_kl, and policy_term is grpo"),
         ({"rollouts": "sample", "rollout_weights": "policy"}, "set rollouts: beam"),
         ({"rollouts": "sample", "exclude_seen": True}, "exclude_seen: .* set rollouts: gumbel"),
+        ({"inject_positives": True, "exclude_seen": True}, "in spite of exclude_seen"),
         ({"rollout_weights": "policy", "credit": "level"}, "each is a baseline of its own"),
         ({"rollout_weights": "policy", "inject_positives": True}, "has no log-probability"),
         ({"credit": "level", "importance_sampling_level": "sequence"}, "mean over tokens"),
