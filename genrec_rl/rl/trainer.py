@@ -56,7 +56,7 @@ from genrec_rl.rl.selection import guarded
 from genrec_rl.rl.start import Start, StartProbe, draw_requests
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
 from genrec_rl.rl.unified import candidate_list, unified_weights
-from genrec_rl.types import NO_ITEM, CalibratedRewards, Context, Example, Rollouts
+from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
 _PROMPT_KEYS = ("prompt_ids", "prompt_mask")
@@ -99,7 +99,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._batch: tuple[Sequence[Example], Sequence[Sequence[int]]] = ((), ())
-        self._whole: Sequence[Context] = ()
+        self._excluded: Exclusion | None = None
         self._beams: Beams | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
         self._trunk: Trunk | None = None
@@ -151,8 +151,7 @@ class GRPOSRTrainer(GRPOTrainer):
             model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
             trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
             settings: dict[str, Any] = {"kind": self.args.rollouts, "vocab": self.policy.vocab, "plan": self._plan}
-            settings |= {"trie": trie, "generator": self._noise()}
-            settings |= {"excluded": None if self._seen is None else self._excluded(self._seen)}
+            settings |= {"trie": trie, "generator": self._noise(), "excluded": self._excluded}
             if self.args.rollouts_from == "start":
                 assert self._start is not None
                 with self._start.network(wrapped) as start, self.accelerator.autocast():
@@ -160,10 +159,6 @@ class GRPOSRTrainer(GRPOTrainer):
             with in_eval_mode(model), self.accelerator.autocast():
                 trunk = self._trunk or self._reader.trunk(model, ids, is_prompt)
                 return roll_out_from(model, trunk, **settings)
-
-    def _excluded(self, seen: SeenItems) -> Exclusion:
-        excluded = seen.of(self._whole, at_least=self.num_generations if self.args.constrained_rollouts else 0)
-        return excluded.to(self.accelerator.device)
 
     def _noise(self) -> torch.Generator:
         """Return this step's and this process's source of noise, which a resumed run finds again."""
@@ -199,7 +194,10 @@ class GRPOSRTrainer(GRPOTrainer):
         examples = [asked(row, self.examples) for row in inputs[::size]]
         seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[::size]]
         self._batch = (examples, seeds)
-        self._whole = [self.examples[row["page"]].context for row in inputs[::size]]
+        if self._seen is not None:  # (whole histories, whatever the prompts kept of them)
+            contexts = [self.examples[row["page"]].context for row in inputs[::size]]
+            enough = size if self.args.constrained_rollouts else 0
+            self._excluded = self._seen.of(contexts, at_least=enough).to(self.accelerator.device)
         output = super()._generate_and_score_completions(inputs)
         for name in _GROUP_KEYS:
             if output.get(name) is not None:
