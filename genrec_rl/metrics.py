@@ -94,19 +94,19 @@ def hallucination_rate(rows_PK: Rows, *, k: int) -> PerRequest:
     return (_top(rows_PK, k) == NO_ITEM).mean(axis=1)
 
 
-def without_seen(rows_PK: Rows, histories: Ragged) -> Rows:
-    """Take out what each request's history holds; those behind move up, and the end is NO_ITEM."""
+def without_seen(rows_PK: Rows, seen: Ragged) -> Rows:
+    """Take out what each request's user has taken before; those behind move up, and the end is NO_ITEM."""
     result = np.full_like(rows_PK, NO_ITEM)
-    for kept, rows, history in zip(result, rows_PK, histories, strict=True):
-        new = rows[~np.isin(rows, history)]
+    for kept, rows, taken in zip(result, rows_PK, seen, strict=True):
+        new = rows[~np.isin(rows, taken)]
         kept[: len(new)] = new
     return result
 
 
-def seen_share(rows_PK: Rows, histories: Ragged, *, k: int) -> PerRequest:
-    """Return the share of the first k ranks given to what the request's history holds."""
-    pairs = zip(_top(rows_PK, k), histories, strict=True)
-    return np.array([np.isin(rows, history).mean() for rows, history in pairs])
+def seen_share(rows_PK: Rows, seen: Ragged, *, k: int) -> PerRequest:
+    """Return the share of the first k ranks given to what the request's user has taken before."""
+    pairs = zip(_top(rows_PK, k), seen, strict=True)
+    return np.array([np.isin(rows, taken).mean() for rows, taken in pairs])
 
 
 def reward_at_k(

@@ -29,6 +29,8 @@ class Context:
 
     ``history`` holds the clicked and ordered items, oldest first; the three arrays have one length ``n``
     (0 for a new user). ``history_pages`` numbers the page of each item, so that equal neighbours share one.
+    ``disliked`` are items that were taken and not liked, as low ratings say, oldest first and never cut; none where
+    an exposed item was only shown.
     """
 
     user_id: str
@@ -36,11 +38,17 @@ class Context:
     history: Int[np.ndarray, " n"]
     history_times: Int[np.ndarray, " n"]
     history_pages: Int[np.ndarray, " n"]
+    disliked: Int[np.ndarray, " d"] = field(default_factory=lambda: np.empty(0, np.int32))
 
-    def only(self, kept: Bool[np.ndarray, " n"]) -> "Context":
+    @property
+    def seen(self) -> Int[np.ndarray, " n+d"]:
+        """What the user has taken, liked or not: what nobody takes again, where nobody takes an item twice."""
+        return np.concatenate([self.history, self.disliked]) if len(self.disliked) else self.history
+
+    def only(self, kept: Bool[np.ndarray, " n"] | slice) -> "Context":
         """Return the context with those history items alone that are kept."""
-        columns = (self.history, self.history_times, self.history_pages)
-        return Context(self.user_id, self.time, *(column[kept] for column in columns))
+        history, times, pages = (column[kept] for column in (self.history, self.history_times, self.history_pages))
+        return Context(self.user_id, self.time, history, times, pages, self.disliked)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

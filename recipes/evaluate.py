@@ -84,7 +84,7 @@ class Settings:
         default=False, metadata={"help": "policies read the request's own day as the beginning of their answer"}
     )
     exclude_seen: bool = field(
-        default=False, metadata={"help": "no system answers with what the request's history holds"}
+        default=False, metadata={"help": "no system answers with what the request's user has taken"}
     )
     max_history: int | None = field(
         default=None,

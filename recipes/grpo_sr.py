@@ -152,7 +152,7 @@ def make_trainer(
     settings: Settings, args: "GRPOSRConfig", inputs: Inputs, tracker: Tracker, *, checks_reward: bool
 ) -> "GRPOSRTrainer":
     """Put the trainer together, with what it validates by and what it logs."""
-    from genrec_rl.evaluation.evaluate import positives_in_history
+    from genrec_rl.evaluation.evaluate import positives_seen
     from genrec_rl.models.lora import lora_config
     from genrec_rl.rl.diagnostics import MAGNET_COLUMNS
     from genrec_rl.rl.selection import Patience, RewardCheck
@@ -167,7 +167,7 @@ def make_trainer(
     if args.page_coef > 0 and network.target and "page" not in network.target.split("+"):
         network.target += "+page"
     validation, watch = make_validation(settings, args, inputs)
-    if args.exclude_seen and (again := positives_in_history(validation.examples)) > LOST_AT_MOST:
+    if args.exclude_seen and (again := positives_seen(validation.examples)) > LOST_AT_MOST:
         console.print(f"{again:.1%} of validation positives were taken before, and exclude_seen hides them: false?")
     trainer = GRPOSRTrainer(
         inputs.policy,

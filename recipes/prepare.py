@@ -11,7 +11,7 @@ Watch   what a page IS: the sentence printed last. Where nothing was logged as s
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rich.console import Console
@@ -43,6 +43,10 @@ class PrepareSettings:
     )
     split: Literal["leave_last_page_out", "leave_one_out", "time"] = field(
         default="leave_last_page_out", metadata={"help": "which pages are held out"}
+    )
+    exposed_is_taken: bool | None = field(
+        default=None,
+        metadata={"help": "an exposed item was taken and not liked, not only shown; none: as the source says"},
     )
     n_users: int = field(default=1_000, metadata={"help": "users of the synthetic market"})
     n_items: int = field(default=1_000, metadata={"help": "items of the synthetic market"})
@@ -88,6 +92,7 @@ def print_card(card: DatasetCard) -> None:
     table.add_row("clicked or ordered per page", f"{card.positives_per_page:.2f}")
     table.add_row("pages with several of them", f"{card.share_several_positives:.1%}")
     table.add_row("pages with none", f"{card.share_without_positive:.1%}")
+    table.add_row("exposed items", "taken and not liked" if card.exposed_is_taken else "shown")
     if card.value is not None:
         table.add_row("positives worth more than 0", f"{card.value.share_with_value:.1%}")
         table.add_row("value held by the top 1 % of items", f"{card.value.top_1_percent:.1%}")
@@ -105,6 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     (settings,) = parse_recipe([PrepareSettings], __file__, argv)
     started = time.monotonic()
     tables = read_source(settings)
+    if settings.exposed_is_taken is not None:
+        tables = replace(tables, exposed_is_taken=settings.exposed_is_taken)
     if settings.shuffle_ties:
         tables = shuffle_ties(tables, seed=settings.seed)
     card = write_dataset(tables, settings.output_dir, page_rule=settings.page_rule, split=settings.split)

@@ -42,7 +42,9 @@ def make_catalog(codes: np.ndarray = CODES, sizes: tuple[int, ...] = (4, 4, 4)) 
     )
 
 
-def make_context(history: list[int], pages: list[int] | None = None, user: str = "u") -> Context:
+def make_context(
+    history: list[int], pages: list[int] | None = None, user: str = "u", disliked: list[int] = ()
+) -> Context:
     n = len(history)
     return Context(
         user_id=user,
@@ -50,6 +52,7 @@ def make_context(history: list[int], pages: list[int] | None = None, user: str =
         history=np.array(history, np.int32),
         history_times=np.arange(n, dtype=np.int64),
         history_pages=np.array(pages if pages is not None else range(n), np.int32),
+        disliked=np.array(disliked, np.int32),
     )
 
 

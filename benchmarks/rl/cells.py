@@ -306,8 +306,8 @@ def answer(settings: Settings, arm: Arm, shared: Shared, start_dir: Path, folder
 
 
 def measure_unseen(rows_PK: Int[np.ndarray, "P K"], examples: Sequence[Example]) -> Columns:
-    """Return accuracy once what requests' whole histories hold is left out of the answers, which are not refilled."""
-    rows_PK = without_seen(rows_PK, [example.context.history for example in examples])
+    """Return accuracy once what users have taken is left out of the answers, which are not refilled."""
+    rows_PK = without_seen(rows_PK, [example.context.seen for example in examples])
     positives = [example.positives for example in examples]
     return {"HR@10/unseen": hit_rate(rows_PK, positives, k=10), "NDCG@10/unseen": ndcg(rows_PK, positives, k=10)}
 

@@ -55,7 +55,7 @@ class Requests:
         return cls(
             user_ids=np.array([example.context.user_id for example in examples]),
             positives=[example.positives for example in examples],
-            seen=[example.context.history for example in examples],
+            seen=[example.context.seen for example in examples],
             is_same_day=np.array([follows_same_day(example) for example in examples]),
             is_held_out=None if is_held_out is None else np.array([is_held_out(example) for example in examples]),
         )

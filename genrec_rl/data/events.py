@@ -31,7 +31,7 @@ class SourceTables:
 
     ``note`` is a plain sentence about what the source's events stand for, ``value_note`` one about what their
     ``value`` does, if they have the column; ``truth`` holds arrays that only a simulator knows and is empty for real
-    data.
+    data. ``exposed_is_taken``: an exposed item was not only shown, but taken and not liked, as a low rating says.
     """
 
     name: str
@@ -41,6 +41,7 @@ class SourceTables:
     note: str
     truth: Mapping[str, np.ndarray] = field(default_factory=dict)
     value_note: str = "Value: the column `value` of the user's own events."
+    exposed_is_taken: bool = False
 
 
 def shuffle_ties(tables: SourceTables, *, seed: int) -> SourceTables:

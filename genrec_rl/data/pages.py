@@ -112,6 +112,29 @@ def sort_events(events: pl.LazyFrame) -> pl.LazyFrame:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Disliked:
+    """Items that users took and did not like, end to end, oldest first; page p may know ``start[p]`` to ``end[p]``.
+
+    ``times`` are seconds UTC; an item stands once per page.
+    """
+
+    items: Int32[np.ndarray, " D"]
+    times: Int64[np.ndarray, " D"]
+    start: Int64[np.ndarray, " P"]
+    end: Int64[np.ndarray, " P"]
+
+    def before(self, p: int) -> Int32[np.ndarray, " d"]:
+        """Return what page p may know."""
+        return self.items[self.start[p] : self.end[p]]
+
+    def of_user(self, first: int, last: int, *, time: int) -> Int32[np.ndarray, " d"]:
+        """Return what the user whose pages are ``first`` to ``last`` disliked before a time (seconds UTC)."""
+        end = len(self.items) if last + 1 == len(self.start) else self.start[last + 1]
+        times = self.times[self.start[first] : end]
+        return self.items[self.start[first] :][: np.searchsorted(times, time)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PageTable:
     """All pages, columnar: users contiguous, each user's pages in time order.
 
@@ -120,6 +143,7 @@ class PageTable:
     items end to end, oldest first, an item once per page at its first click or order; page p may see
     ``history_start[p]`` to ``history_end[p]``. ``times`` are seconds UTC of the page's first event. ``values`` is
     parallel to ``items``: the largest value of an item's events on the page; None where events have none.
+    ``disliked`` is None where exposed items were only shown.
     """
 
     request_ids: Shaped[np.ndarray, " P"]
@@ -134,6 +158,7 @@ class PageTable:
     history_start: Int64[np.ndarray, " P"]
     history_end: Int64[np.ndarray, " P"]
     values: Float64[np.ndarray, " N"] | None = None
+    disliked: Disliked | None = None
 
     def __len__(self) -> int:
         return len(self.times)
@@ -171,8 +196,12 @@ class PageTable:
         wanted = self.history_pages.astype(np.int64) * stride + self.history_items
         return order[np.searchsorted(on_page, wanted, sorter=order)]
 
+    def disliked_before(self, p: int) -> Int32[np.ndarray, " d"]:
+        """Return what page p's user took before it and did not like; nothing where exposed items were only shown."""
+        return np.empty(0, np.int32) if self.disliked is None else self.disliked.before(p)
+
     def example(self, p: int, *, max_history: int | None = None) -> Example:
-        """Build page p's example from views; only the last ``max_history`` items are kept."""
+        """Build page p's example from views; only the last ``max_history`` items of its history are kept."""
         start, end = int(self.history_start[p]), int(self.history_end[p])
         if max_history is not None:
             start = max(start, end - max_history)
@@ -183,6 +212,7 @@ class PageTable:
             history=self.history_items[start:end],
             history_times=self.history_times[start:end],
             history_pages=self.history_pages[start:end],
+            disliked=self.disliked_before(p),
         )
         return Example(
             request_id=str(self.request_ids[p]),
@@ -219,9 +249,12 @@ class PageView(Sequence[Example]):
         return self.table.example(int(self.pages[index]), max_history=self.max_history)
 
 
-def build_pages(events: pl.LazyFrame, items: pl.DataFrame, *, history: HistoryRule = "time") -> PageTable:
+def build_pages(
+    events: pl.LazyFrame, items: pl.DataFrame, *, history: HistoryRule = "time", exposed_is_taken: bool = False
+) -> PageTable:
     """Lay checked events with request ids out as a PageTable.
 
+    ``exposed_is_taken``: an exposed item was not only shown, but taken and not liked, as a low rating says.
     A page is placed by its anchor event. Under ``history="time"`` the anchor is its first event, and it sees
     the events before the anchor's second; under ``"order"`` the anchor is its first click or order, and it
     sees every event before that one, of the same second too.
@@ -246,9 +279,7 @@ def build_pages(events: pl.LazyFrame, items: pl.DataFrame, *, history: HistoryRu
     target = on_page.sort(["page", "action", "order"], descending=[False, True, False], maintain_order=True).unique(
         ["page", "row"], keep="first", maintain_order=True
     )
-    seen = on_page.filter(is_positive).unique(["page", "row"], keep="first", maintain_order=True)
-    seen_order = seen["order"].to_numpy()
-    horizon = pages["anchor" if history == "order" else "second_start"].to_numpy()
+    liked, start, end = _known_before(on_page.filter(is_positive), pages, history)
     return PageTable(
         request_ids=pages["request_id"].to_numpy().astype(np.str_),
         user_ids=pages["user_id"].cast(pl.String).to_numpy().astype(np.str_),
@@ -256,13 +287,29 @@ def build_pages(events: pl.LazyFrame, items: pl.DataFrame, *, history: HistoryRu
         item_offsets=np.searchsorted(target["page"].to_numpy(), np.arange(len(pages) + 1)).astype(np.int64),
         items=target["row"].cast(pl.Int32).to_numpy(),
         actions=target["action"].to_numpy(),
-        history_items=seen["row"].cast(pl.Int32).to_numpy(),
-        history_times=seen["timestamp"].to_numpy(),
-        history_pages=seen["page"].cast(pl.Int32).to_numpy(),
-        history_start=np.searchsorted(seen_order, pages["user_start"].to_numpy()).astype(np.int64),
-        history_end=np.searchsorted(seen_order, horizon).astype(np.int64),
+        history_items=liked["row"].to_numpy(),
+        history_times=liked["timestamp"].to_numpy(),
+        history_pages=liked["page"].cast(pl.Int32).to_numpy(),
+        history_start=start,
+        history_end=end,
         values=target["value"].to_numpy() if has_values else None,
+        disliked=_disliked(on_page.filter(~is_positive), pages, history) if exposed_is_taken else None,
     )
+
+
+def _known_before(
+    events: pl.DataFrame, pages: pl.DataFrame, history: HistoryRule
+) -> tuple[pl.DataFrame, Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]:
+    """Return the first event of each item and page, and from and to which of them each page may know."""
+    first = events.unique(["page", "row"], keep="first", maintain_order=True).cast({"row": pl.Int32})
+    bounds = (pages["user_start"], pages["anchor" if history == "order" else "second_start"])
+    start, end = (np.searchsorted(first["order"], bound).astype(np.int64) for bound in bounds)
+    return first, start, end
+
+
+def _disliked(events: pl.DataFrame, pages: pl.DataFrame, history: HistoryRule) -> Disliked:
+    first, start, end = _known_before(events, pages, history)
+    return Disliked(first["row"].to_numpy(), first["timestamp"].to_numpy(), start, end)
 
 
 def _rank(events: pl.LazyFrame, items: pl.DataFrame) -> pl.DataFrame:

@@ -32,6 +32,8 @@ CARD_FILE, EVENTS_FILE, ITEMS_FILE, TRUTH_FILE = (
 )
 APART = "Each user's last and second-last item stand on pages of their own (leave-one-out)."
 COMMAND = "python recipes/prepare.py"
+_WHERE_KNOWN = ("value", "exposed_is_taken")
+"""What a card has for some data sets alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class DatasetCard:
 
     ``share_without_positive`` and ``share_several_positives`` are shares of all pages; ``dropped_pages`` counts
     the pages left out of training because nothing on them was clicked or ordered. ``value`` is None, and not
-    in the file, where events are worth nothing.
+    in the file, where events are worth nothing; nor is ``exposed_is_taken`` where it is false.
     """
 
     source: str
@@ -61,6 +63,7 @@ class DatasetCard:
     dropped_pages: int
     sha256: dict[str, str]
     value: ValueFacts | None = None
+    exposed_is_taken: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +159,7 @@ def write_dataset(
         if tables.truth:
             np.savez(draft / TRUTH_FILE, allow_pickle=False, **tables.truth)
         card = _describe(tables, draft, items, page_rule=page_rule or tables.page_rule, split=split)
-        facts = {name: fact for name, fact in asdict(card).items() if name != "value" or fact is not None}
+        facts = {name: fact for name, fact in asdict(card).items() if name not in _WHERE_KNOWN or fact}
         (draft / CARD_FILE).write_text(json.dumps(facts, indent=2) + "\n")
         _replace_files(draft, output_dir)
     return card
@@ -183,7 +186,7 @@ def load_dataset(data_dir: str | Path) -> Dataset:
     events = pl.scan_parquet(data_dir / EVENTS_FILE)
     if card.value is None:  # worth nothing, or prepared before values: whatever the column holds was not checked
         events = events.drop("value", strict=False)
-    pages = build_pages(events, items, history=history_rule(card.split))
+    pages = build_pages(events, items, history=history_rule(card.split), exposed_is_taken=card.exposed_is_taken)
     return Dataset(items=items, pages=pages, split=split_pages(pages, protocol=card.split), card=card)
 
 
@@ -217,6 +220,7 @@ def _describe(tables: SourceTables, draft: Path, items: pl.DataFrame, *, page_ru
         dropped_pages=parts.n_dropped,
         sha256={path.name: _sha256(path) for path in sorted(draft.iterdir())},
         value=describe_values(pages, parts.train, n_items=len(items), meaning=tables.value_note),
+        exposed_is_taken=tables.exposed_is_taken,
     )
 
 
@@ -236,7 +240,7 @@ def _read_card(path: Path) -> DatasetCard:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the data again with `{COMMAND}`") from None
     value = values.pop("value", None)
-    differing = values.keys() ^ ({f.name for f in fields(DatasetCard)} - {"value"})
+    differing = (values.keys() - {"exposed_is_taken"}) ^ ({f.name for f in fields(DatasetCard)} - {*_WHERE_KNOWN})
     if value is not None:
         differing |= value.keys() ^ {f.name for f in fields(ValueFacts)}
     if differing:

@@ -83,26 +83,26 @@ class SeenItems:
             self._first.append(first)
 
     def n_left(self, contexts: Sequence[Context]) -> Int[np.ndarray, " B"]:
-        """Return how many SIDs of the catalogue each context's history leaves."""
-        seen = [len(np.unique(self._sid_of_N[context.history])) for context in contexts]
+        """Return how many SIDs of the catalogue each context leaves."""
+        seen = [len(np.unique(self._sid_of_N[context.seen])) for context in contexts]
         return len(self._tokens_DL) - np.array(seen, np.int64)
 
     def of(self, contexts: Sequence[Context], *, at_least: int = 0) -> Exclusion:
-        """Return what the histories of some contexts close.
+        """Return what some contexts close.
 
         Args:
-            contexts: whose whole ``history`` is excluded: one that was cut leaves older items in.
+            contexts: all that is ``seen`` is excluded: a history that was cut leaves older items in.
             at_least: SIDs of the catalogue that each must leave.
 
         Raises:
-            RolloutError: when a history leaves fewer.
+            RolloutError: when one leaves fewer.
         """
         if at_least and (fewest := self.n_left(contexts).min(initial=at_least)) < at_least:
             raise RolloutError(
                 f"exclude_seen leaves a request {fewest} SIDs of the catalogue, and {at_least} are asked for; ask "
                 "for fewer (num_generations), or set exclude_seen: false"
             )
-        seen = [np.unique(self._sid_of_N[context.history]) for context in contexts]
+        seen = [np.unique(self._sid_of_N[context.seen]) for context in contexts]
         return Exclusion(tuple(self._closed(level, seen) for level in range(self._tokens_DL.shape[1])))
 
     def _closed(self, level: int, seen: Sequence[Int[np.ndarray, " d"]]) -> Int[Tensor, "B C _"]:

@@ -42,7 +42,7 @@ class BeamRecommender:
         per_beam: continuations of a beam that go on, see ``BeamPlan``; None for no cut.
         sample_seed: draw answers without repeats (Gumbel top-k) in place of the best, one stream of draws through all
             calls; one unconstrained answer a request is what the policy would say.
-        exclude_seen: never answer with what a context's history holds.
+        exclude_seen: never answer with what a context's user has taken.
 
     Raises:
         ConfigError: for ``continue_page`` with a policy that was never taught pages.

@@ -125,7 +125,7 @@ class Validation:
         result = {
             "hr@10": metrics.hit_rate(rows_PK, positives, k=10),
             "ndcg@10": metrics.ndcg(rows_PK, positives, k=10),
-            "seen@10": metrics.seen_share(rows_PK, [context.history for context in contexts], k=10),
+            "seen@10": metrics.seen_share(rows_PK, [context.seen for context in contexts], k=10),
         }
         if self.has_values:
             found = metrics.value_recall(rows_PK, positives, [example.positive_values for example in examples], k=10)

@@ -41,7 +41,7 @@ def counted_system(name: str, dataset: Dataset, catalog: Catalog, *, exclude_see
 
     ``..._symmetric`` counts both directions with a decay of .7, and divides by popularity^.3;
     ``..._with_valid`` counts on validation pages too: fair on the test split alone, where their items are history.
-    With ``exclude_seen`` it never answers with what a request's history holds.
+    With ``exclude_seen`` it never answers with what a request's user has taken.
 
     Raises:
         ConfigError: for another name.
@@ -66,7 +66,7 @@ def counted_system(name: str, dataset: Dataset, catalog: Catalog, *, exclude_see
 class Popularity:
     """The same list for everyone: items by their number of clicks and orders in the training pages.
 
-    ``exclude_seen`` leaves out what a context's history holds.
+    ``exclude_seen`` leaves out what a context's user has taken.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Cooccurrence:
         codes: SID of each item.
         n_last: items that count.
         decay: weight of a step.
-        exclude_seen: leave out what a context's history holds.
+        exclude_seen: leave out what a context's user has taken.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Cooccurrence:
             decay: weight of a step.
             symmetric: count each pair in both directions.
             damping: power of an item's popularity that its counts are divided by.
-            exclude_seen: leave out what a context's history holds.
+            exclude_seen: leave out what a context's user has taken.
         """
         found = list_transitions(pages, n_last=n_last, decay=decay)
         before, after, weights = found.before, found.after, found.weights
@@ -175,12 +175,12 @@ def _tie_break(popularity: Int[np.ndarray, " N"]) -> Float[Tensor, " N"]:
 def _best(
     scores_PN: Float[Tensor, "P N"], codes_NL: Int[Tensor, "N L"], k: int, *, seen: Sequence[Context]
 ) -> Rollouts:
-    """Return the k largest of positive scores, without what ``seen`` contexts hold; ``NO_ITEM`` where that is all."""
+    """Return the k largest of positive scores, without what users of ``seen`` took; ``NO_ITEM`` where that is all."""
     if k > scores_PN.shape[1]:
         raise ConfigError(f"{k} candidates asked of {scores_PN.shape[1]} catalogue items; lower beams")
     shares_PN = scores_PN / scores_PN.sum(dim=1, keepdim=True)
     for p, context in enumerate(seen):
-        shares_PN[p, context.history.tolist()] = 0
+        shares_PN[p, context.seen.tolist()] = 0
     shares_PK, rows_PK = shares_PN.topk(k, dim=1)
     is_none_PK = shares_PK == 0
     return Rollouts(

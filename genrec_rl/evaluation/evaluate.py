@@ -28,7 +28,7 @@ from genrec_rl.types import NO_ITEM, Action, EvalReport, Example, Interval
 Decoding = Literal["constrained", "unconstrained"]
 DECODINGS: tuple[Decoding, ...] = ("constrained", "unconstrained")
 PAIR = "-"
-EXCLUDE_SEEN = "exclude_seen"
+EXCLUDE_SEEN, POSITIVES_SEEN = "exclude_seen", "positives_seen"
 REQUESTS_AT_ONCE = 512
 """Requests between two steps of the progress bar; a recommender cuts them into batches of its own."""
 
@@ -127,7 +127,7 @@ def evaluate(
                 values, user_ids, n=plan.draws, seed=plan.seed
             ) | measure_catalogue(answers, n_items=catalog.n_items, ks=plan.ks)
     facts: dict[str, str | int | float] = {"requests": len(examples), "users": len(set(user_ids.tolist()))}
-    facts |= {"positives_in_history": round(positives_in_history(examples), 4)}
+    facts |= {POSITIVES_SEEN: round(positives_seen(examples), 4)}
     facts |= {"ks": ", ".join(map(str, plan.ks)), "beams": plan.beams}
     facts |= {"bootstrap_draws": plan.draws, "bootstrap_seed": plan.seed}
     return EvalReport(protocol=dict(protocol or {}) | facts, systems=report, paired=_pair(columns, user_ids, plan))
@@ -151,7 +151,7 @@ def describe(
         "page": dataset.card.page,
         "positives": "clicked and ordered items of the page",
         "history": f"newest {max_history} clicked or ordered items before the page",
-        "ranking": f"all {catalog.n_items} items, those of the history {'' if exclude_seen else 'not '}excluded",
+        "ranking": f"all {catalog.n_items} items, those taken before {'' if exclude_seen else 'not '}excluded",
         EXCLUDE_SEEN: "true" if exclude_seen else "false",
         "hits": "by item; a SID that items share means the most popular of them; an invalid SID keeps its rank",
         "hallucination": "share of free beams that are no item; under the constraint 0 by construction",
@@ -165,9 +165,9 @@ def describe(
     return facts | ({} if max_requests is None else {"max_requests": max_requests})
 
 
-def positives_in_history(examples: Sequence[Example]) -> float:
-    """Return the share of positives that their request's history holds; 0 without a positive."""
-    again = [np.isin(example.positives, example.context.history) for example in examples]
+def positives_seen(examples: Sequence[Example]) -> float:
+    """Return the share of positives that their request's user has taken before; 0 without a positive."""
+    again = [np.isin(example.positives, example.context.seen) for example in examples]
     return float(np.concatenate(again).mean()) if sum(map(len, again)) else 0.0
 
 
@@ -250,7 +250,7 @@ def measure_requests(
         values[f"Recall@{k}"] = metrics.recall(rows_PK, positives, k=k)
         values[f"NDCG_graded@{k}"] = metrics.ndcg(rows_PK, positives, k=k, gains=gains)
         values[f"HaR@{k}"] = metrics.hallucination_rate(rows_PK, k=k)
-        values[f"seen@{k}"] = metrics.seen_share(rows_PK, [example.context.history for example in examples], k=k)
+        values[f"seen@{k}"] = metrics.seen_share(rows_PK, [example.context.seen for example in examples], k=k)
         values[f"long_tail@{k}"] = metrics.long_tail_share(rows_PK, popularity, k=k)
         for scorer, rewards_PK in answers.rewards.items():
             values[f"{scorer}@{k}"] = metrics.reward_at_k(rewards_PK, k=k)

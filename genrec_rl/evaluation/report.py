@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from genrec_rl.evaluation.baselines import COOCCURRENCE, POPULARITY
-from genrec_rl.evaluation.evaluate import DECODINGS, EXCLUDE_SEEN, PAIR, Predictions
+from genrec_rl.evaluation.evaluate import DECODINGS, EXCLUDE_SEEN, PAIR, POSITIVES_SEEN, Predictions
 from genrec_rl.types import NO_ITEM, EvalReport, Example, Interval
 
 TABLE_METRICS = ("HR@1", "HR@10", "HR@50", "NDCG@10", "NDCG@50", "HaR@10", "R@1", "R@10", "value@10", "coverage@10")
@@ -231,16 +231,16 @@ def _against(report: EvalReport, policy: str, reference: str, decoding: str) -> 
 
 def _of_history(report: EvalReport) -> list[str]:
     """Say where answers are wasted on what users have taken already, or where leaving it out costs positives."""
-    again = float(report.protocol.get("positives_in_history", 0))
+    again = float(report.protocol.get(POSITIVES_SEEN, 0))
     if report.protocol.get(EXCLUDE_SEEN) == "true":
-        hidden = f"{again:.1%} of positives are in the history, where exclude_seen hides them; set it to false."
+        hidden = f"{again:.1%} of positives were taken before, and exclude_seen hides them; set it to false."
         return [hidden] if again >= _RARELY else []
     found = {name: of["constrained"].get("seen@10") for name, of in report.systems.items() if "constrained" in of}
     wasteful = [f"{name} {share.mean:.0%}" for name, share in found.items() if share and share.mean >= _OFTEN]
     if again >= _RARELY or not wasteful:
         return []
     return [
-        f"Of the first ten, so many are items of the user's history: {', '.join(wasteful)}; of the positives "
+        f"Of the first ten, so many are items that the user has taken: {', '.join(wasteful)}; of the positives "
         f"{again:.1%} are. Set exclude_seen: true."
     ]
 

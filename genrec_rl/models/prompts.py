@@ -153,13 +153,7 @@ class PromptEncoder:
         """
         n_open = open_items(context)
         closed = len(context.history) - n_open
-        known = Context(
-            context.user_id,
-            context.time,
-            context.history[:closed],
-            context.history_times[:closed],
-            context.history_pages[:closed],
-        )
+        known = context.only(slice(closed))
         return np.concatenate([self.prompt(known), self.read_answer(context.history[closed:])])
 
     def separators(self, times: Int[np.ndarray, " n"], next_times: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -84,7 +84,13 @@ class Answers:
         known = self.context(i, max_history=max_history or len(self.table.history_items))
         time = int(self.table.times[page])
         times = np.minimum(known.history_times, time)
-        context = replace(known, user_id=str(self.table.user_ids[page]), time=time, history_times=times)
+        context = replace(
+            known,
+            user_id=str(self.table.user_ids[page]),
+            time=time,
+            history_times=times,
+            disliked=self.table.disliked_before(page),
+        )
         items = self.items(i)
         request_id = f"{self.table.request_ids[page]}:{items[0]}"
         return Example(request_id, context, items, np.full(len(items), Action.CLICK, np.int8))

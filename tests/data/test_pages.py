@@ -154,6 +154,41 @@ def test_history_by_order_sees_earlier_items_of_the_same_second():
     assert not by_time.has_history.any()
 
 
+RATED = (
+    ("u", "A", 10, "expose", "p"), ("u", "B", 10, "click", "p"), ("u", "C", 20, "expose", "q"),
+    ("u", "D", 20, "expose", "q"), ("u", "A", 20, "expose", "q"), ("u", "E", 30, "click", "r"),
+    ("v", "F", 5, "expose", "s"), ("v", "B", 9, "order", "t"),
+)  # fmt: skip
+
+
+def disliked(pages):
+    return [pages.example(p, max_history=1).context.disliked.tolist() for p in range(len(pages))]
+
+
+def test_what_was_taken_and_not_liked_is_known_strictly_before_a_page_and_never_cut():
+    pages = build_pages(log(*RATED), ITEMS, exposed_is_taken=True)
+    assert pages.request_ids.tolist() == ["p", "q", "r", "s", "t"]
+    assert disliked(pages) == [[], [A], [A, C, D, A], [], [5]]
+
+
+def test_what_was_only_shown_is_not_disliked():
+    assert disliked(build_pages(log(*RATED), ITEMS)) == [[]] * 5
+
+
+def test_by_order_earlier_dislikes_of_the_same_second_are_known():
+    rows = (("u", "A", 10, "expose", "p"), ("u", "B", 10, "click", "q"), ("u", "C", 10, "expose", "q"))
+    by_time, by_order = (
+        build_pages(log(*rows), ITEMS, history=rule, exposed_is_taken=True) for rule in ("time", "order")
+    )
+    assert (disliked(by_time), disliked(by_order)) == ([[], []], [[], [A]])
+
+
+def test_a_users_dislikes_are_found_up_to_a_time():
+    found = build_pages(log(*RATED), ITEMS, exposed_is_taken=True).disliked
+    assert [found.of_user(0, 2, time=time).tolist() for time in (10, 11, 99)] == [[], [A], [A, C, D, A]]
+    assert [found.of_user(3, 4, time=time).tolist() for time in (5, 99)] == [[], [5]]
+
+
 def test_max_history_keeps_the_newest():
     pages = build_pages(log(*[("u", item, t, "click", f"q{t}") for t, item in enumerate("ABCD")]), ITEMS)
     context = pages.example(3, max_history=2).context

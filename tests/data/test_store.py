@@ -49,10 +49,20 @@ def test_card_holds_the_counts_of_the_toy_log(tmp_path):
         "test_pages": 2,
         "dropped_pages": 1,
         "value": None,
+        "exposed_is_taken": False,
     }
     written = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    assert written | {"value": None} == dataclasses.asdict(card)
-    assert "value" not in written
+    assert written | {"value": None, "exposed_is_taken": False} == dataclasses.asdict(card)
+    assert not {"value", "exposed_is_taken"} & set(written)
+
+
+def test_that_exposed_is_taken_comes_back(tmp_path):
+    write_dataset(tables(), tmp_path / "shown")
+    write_dataset(tables(exposed_is_taken=True), tmp_path / "rated")
+    shown, rated = (load_dataset(tmp_path / name) for name in ("shown", "rated"))
+    assert (shown.card.exposed_is_taken, rated.card.exposed_is_taken) == (False, True)
+    assert [e.context.disliked.tolist() for e in shown.examples("test")] == [[], []]
+    assert [e.context.disliked.tolist() for e in rated.examples("test")] == [[3], [2]]
 
 
 def test_loading_gives_back_what_was_written(tmp_path):

@@ -28,6 +28,14 @@ def test_a_prefix_is_closed_when_all_its_sids_are_seen():
     assert closed_codes([[1, 1], []], level=2) == [[[0, 0, 1]], []]
 
 
+def test_what_was_disliked_is_closed_as_the_history_is():
+    seen = SeenItems(CATALOG, POLICIES["vocabulary"].vocab)
+    both, history = seen.of([make_context([0], disliked=[1])]), seen.of([make_context([0, 1])])
+    for closed, as_history in zip(both.closed, history.closed, strict=True):
+        assert closed.tolist() == as_history.tolist()
+    assert seen.n_left([make_context([0], disliked=[1, 0])]).tolist() == [10]
+
+
 def test_items_that_share_a_sid_are_excluded_together():
     shared = make_catalog(np.concatenate([CODES, CODES[:1]]))
     assert closed_codes([[12]], level=2, catalog=shared) == [[[0, 0, 0]]]

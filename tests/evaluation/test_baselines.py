@@ -1,6 +1,7 @@
 """Popularity and co-occurrence on counts that can be added up by hand."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,6 +38,7 @@ def test_seen_items_are_left_out_and_the_next_move_up():
     unseen = Popularity(COUNTS, codes=CODES, exclude_seen=True)
     assert rows(unseen, context(1, 4), context(), k=3) == [[2, 0, 3], [1, 2, 4]]
     assert unseen.recommend([], k=3).rows_PG.shape == (0, 3)
+    assert rows(unseen, replace(context(1), disliked=np.array([4])), k=3) == [[2, 0, 3]]
 
 
 def test_what_followed_is_left_out_where_it_is_seen():

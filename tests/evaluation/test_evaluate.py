@@ -14,7 +14,7 @@ from genrec_rl.evaluation.evaluate import (
     System,
     evaluate,
     measure_requests,
-    positives_in_history,
+    positives_seen,
     predict,
 )
 from genrec_rl.types import NO_ITEM, Action, Interval
@@ -73,8 +73,9 @@ def test_graded_ndcg_takes_gains_in_the_order_of_the_positives(good, examples, c
 
 def test_positives_that_were_taken_before_are_counted(examples):
     again = replace(examples[0], context=replace(examples[0].context, history=examples[0].positives))
-    assert positives_in_history([again]) == 1
-    assert positives_in_history([]) == 0
+    disliked = replace(examples[0], context=replace(examples[0].context, disliked=examples[0].positives))
+    assert positives_seen([again]) == positives_seen([disliked]) == 1
+    assert positives_seen([]) == 0
 
 
 def test_exposed_items_are_no_hits(catalog, examples, good):
@@ -152,7 +153,7 @@ def test_protocol_counts_requests_users_and_settings(good, examples, catalog):
     twice = [*examples, replace(examples[0], request_id="again")]
     report = run([System("good", lambda: good)], twice, catalog, protocol={"split": "test"})
     assert report.protocol == {
-        "split": "test", "requests": 4, "users": 3, "positives_in_history": 0.4, "ks": "1, 3", "beams": 3,
+        "split": "test", "requests": 4, "users": 3, "positives_seen": 0.4, "ks": "1, 3", "beams": 3,
         "bootstrap_draws": 50, "bootstrap_seed": 0,
     }  # fmt: skip
 

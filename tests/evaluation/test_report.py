@@ -92,18 +92,18 @@ def test_findings_warn_when_lists_narrow_by_half(after, warned):
 @pytest.mark.parametrize(
     ("seen", "again", "excluded", "said"),
     [
-        (0.31, 0.0, "false", "history: sft 31%; of the positives 0.0% are. Set exclude_seen: true."),
+        (0.31, 0.0, "false", "the user has taken: sft 31%; of the positives 0.0% are. Set exclude_seen: true."),
         (0.04, 0.0, "false", None),
         (0.31, 0.2, "false", None),
         (0.0, 0.2, "false", None),
-        (0.0, 0.2, "true", "20.0% of positives are in the history, where exclude_seen hides them"),
+        (0.0, 0.2, "true", "20.0% of positives were taken before, and exclude_seen hides them"),
         (0.0, 0.0, "true", None),
     ],
 )
-def test_findings_say_when_places_or_positives_are_lost_to_the_history(seen, again, excluded, said):
+def test_findings_say_when_places_or_positives_are_lost_to_what_was_taken(seen, again, excluded, said):
     systems = {"sft": {"constrained": {"seen@10": Interval(seen, 0, 1)}}}
-    protocol = {"positives_in_history": again, "exclude_seen": excluded}
-    lines = [line for line in findings(EvalReport(protocol, systems)) if "history" in line]
+    protocol = {"positives_seen": again, "exclude_seen": excluded}
+    lines = [line for line in findings(EvalReport(protocol, systems)) if "taken" in line]
     assert len(lines) == (said is not None)
     assert said is None or said in lines[0]
 

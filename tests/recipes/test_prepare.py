@@ -28,6 +28,15 @@ def test_page_rule_and_split_reach_the_card(tmp_path):
     assert (card["page_rule"], card["split"]) == ("gap:2h", "leave_one_out")
 
 
+def test_who_knows_better_than_the_source_says_that_exposed_is_taken(tmp_path, capsys):
+    for name, words in (("as_source", []), ("taken", ["--exposed_is_taken", "true"])):
+        prepare.main([*MARKET, *words, "--output_dir", str(tmp_path / name)])
+    shown, taken = capsys.readouterr().out.split("Data set", 2)[1:]
+    assert ("taken and not liked" in shown, "taken and not liked" in taken) == (False, True)
+    known = load_dataset(tmp_path / "taken").examples("test")
+    assert any(len(example.context.disliked) for example in known)
+
+
 def test_ties_can_be_shuffled_and_the_card_says_so(tmp_path):
     shown = {}
     for name, words in (("as_logged", []), ("shuffled", ["--shuffle_ties", "true"])):

@@ -61,6 +61,7 @@ def read_movielens(input_path: str | Path | None = None) -> SourceTables:
         page_rule=PAGE_RULE,
         note=NOTE,
         value_note=VALUE_NOTE,
+        exposed_is_taken=True,
     )
 
 

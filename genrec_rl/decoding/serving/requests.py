@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -31,7 +31,7 @@ class RecommendBody(BaseModel):
     time: Seconds | None = Field(None, description="seconds UTC of the request; left out: now")
     k: StrictInt | None = Field(None, description="items wanted; left out: 10, or as many as may be asked for")
     exclude: list[ItemId] = Field(default_factory=list, description="item ids never to recommend")
-    exclude_seen: StrictBool = Field(False, description="never recommend what the history holds")
+    exclude_seen: StrictBool = Field(False, description="never recommend what was taken before")
 
 
 class BadRequest(ValueError):  # noqa: N818  (an answer of the service)
@@ -99,8 +99,11 @@ class RequestReader:
         first = np.flatnonzero(pages.starts_user)
         starts = pages.history_start[first]
         ends = np.append(starts[1:], len(pages.history_items))
+        last = np.append(first[1:], len(pages)) - 1
         self._pages = pages
-        self._users = dict(zip(pages.user_ids[first].tolist(), zip(starts, ends, strict=True), strict=True))
+        self._users = dict(
+            zip(pages.user_ids[first].tolist(), zip(starts, ends, first, last, strict=True), strict=True)
+        )
         self._settings_key = settings_key
         self._now = now
 
@@ -121,7 +124,7 @@ class RequestReader:
         context, unknown = self._known_user(body) if body.history is None else self._from_items(body)
         excluded = [self._rows.get(str(item)) for item in body.exclude]
         known = {row for row in excluded if row is not None}
-        seen = set(context.history.tolist()) if body.exclude_seen else set()
+        seen = set(context.seen.tolist()) if body.exclude_seen else set()
         return Ask(
             context=context,
             k=k,
@@ -136,12 +139,15 @@ class RequestReader:
         if user not in self._users:
             told = shortened(user)
             raise BadRequest(f"user '{told}' is not in the data; send a history in place of user_id", status=404)
-        start, end = self._users[user]
+        start, end, first, last = self._users[user]
         times = self._pages.history_times[start:end]
         asked = body.time if body.time is not None else max(int(self._now()), int(times.max(initial=0)) + 1)
         known = slice(start, start + int(np.searchsorted(times, asked)))
         columns = (self._pages.history_items, self._pages.history_times, self._pages.history_pages)
-        return Context(user, asked, *(column[known] for column in columns)), 0
+        context = Context(user, asked, *(column[known] for column in columns))
+        if (disliked := self._pages.disliked) is not None:
+            context = replace(context, disliked=disliked.of_user(first, last, time=asked))
+        return context, 0
 
     def _from_items(self, body: RecommendBody) -> tuple[Context, int]:
         """Return a history of item ids. Without times, each item has a day of its own, the last yesterday."""

@@ -55,6 +55,7 @@ def test_both_editions_give_the_same_contract_tables(tmp_path, files, encoding, 
         (7, 2, 100, "order", 5.0),
         (8, 3, 250, "expose", 3.0),
     ]
+    assert tables.exposed_is_taken  # (a low rating is of a film that was watched)
     assert tables.items.columns == ["item_id", "title", "category", "release_year"]
     assert tables.items.rows() == [
         (1, "Toy Story", "Animation Comedy", 1995),

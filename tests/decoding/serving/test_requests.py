@@ -88,6 +88,19 @@ def test_seen_items_are_excluded_on_demand(reader):
     assert read(reader, history=[10, 20]).excluded == frozenset()
 
 
+def test_what_known_users_disliked_is_excluded_with_what_they_liked(tmp_path):
+    events = pl.LazyFrame(ROWS, schema=["user_id", "item_id", "timestamp", "action"], orient="row")
+    rated = SourceTables(
+        name="toy", events=events, items=ITEMS, page_rule="gap:60s", note="A toy.", exposed_is_taken=True
+    )
+    write_dataset(rated, tmp_path)
+    reader = RequestReader(load_dataset(tmp_path), max_k=3, max_items=4, settings_key="policy", now=lambda: NOW)
+    assert read(reader, user_id=1, exclude_seen=True).excluded == {0, 1, 2, 3}
+    assert read(reader, user_id=1, exclude_seen=True, time=501).excluded == {0, 1}
+    assert read(reader, user_id=3, exclude_seen=True).excluded == {3}
+    assert history(read(reader, user_id=3)) == []
+
+
 def test_k_left_out_is_ten_or_as_many_as_may_be_asked_for(reader, dataset):
     assert read(reader, history=[]).k == 3
     assert RequestReader(dataset, max_k=20, max_items=4, settings_key="").read(RecommendBody(history=[])).k == 10
