@@ -141,10 +141,7 @@ def load_inputs(settings: Settings) -> Inputs:
                                made_from={"data": settings.data_dir, "sids": settings.sid_dir})  # fmt: skip
     check_unseen_valid(policy_dir)
     policy = load_policy(policy_dir, catalog=catalog)
-    max_history = policy.prompts.grammar.max_history
-    gate = load_gate(
-        settings.gate, catalog=catalog, dataset=dataset, max_history=max_history, trusted_packages=trusted
-    )
+    gate = load_gate(settings.gate, catalog=catalog, dataset=dataset, trusted_packages=trusted)
     return Inputs(dataset, catalog, policy, RolloutScorer(reward_model, gate, catalog), gold_model)
 
 
@@ -171,7 +168,7 @@ def make_trainer(
         console.print(f"{again:.1%} of validation positives were taken before, and exclude_seen hides them: false?")
     trainer = GRPOSRTrainer(
         inputs.policy,
-        args=args,  # (policy and reward cut histories for themselves)
+        args=args,  # (histories are whole: policy and reward cut them for themselves, gates judge all)
         examples=with_unlabelled(
             training_requests(inputs.dataset, settings.requests, max_history=None),
             inputs.dataset.examples("valid", max_history=None),
@@ -211,6 +208,7 @@ def make_validation(settings: Settings, args: "GRPOSRConfig", inputs: Inputs) ->
         popularity=inputs.dataset.popularity,
         group_size=args.num_generations,
         anchor=args.anchor_positives,
+        constrained=args.constrained_rollouts,
         gold_model=inputs.gold_model,
     )
     validation = Validation(

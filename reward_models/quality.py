@@ -76,7 +76,8 @@ def rank_quality(
     size_P = is_real_PG.sum(axis=1) * has_both
     total_U = np.bincount(users, weights=size_P * np.nan_to_num(auc_P))
     size_U = np.bincount(users, weights=size_P)
-    gauc_B = (draws_BU @ total_U) / np.maximum(draws_BU @ size_U, 1)
+    of_draw_B, size_B = draws_BU @ total_U, draws_BU @ size_U
+    gauc_B = np.divide(of_draw_B, size_B, out=np.full(n_draws, np.nan), where=size_B > 0)
 
     user_n = np.broadcast_to(users[:, None], scores_PG.shape)[is_real_PG]
     scores_n, labels_n = scores_PG[is_real_PG], labels_PG[is_real_PG]
@@ -183,9 +184,12 @@ def weighted_auc(
 
 
 def calibration_quality(probabilities: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> Calibration:
-    """Compare predictions with what was observed; both labels must occur.
+    """Compare predictions with what was observed.
 
     Slope and intercept recalibrate the log-odds of the predictions, cut at 1e-6 from 0 and 1.
+
+    Raises:
+        DataError: when all labels are equal.
     """
     probabilities = np.clip(probabilities.astype(np.float64), _EPSILON, 1 - _EPSILON)
     base_rate = float(labels.mean())
@@ -244,8 +248,6 @@ def fit_platt(logits: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) 
     Raises:
         DataError: when all labels are equal, or when the logits rank the labels the wrong way round (a <= 0).
     """
-    if len(np.unique(labels)) < 2:
-        raise DataError(f"calibration needs both labels, and all {len(labels)} are {labels[:1]}; use more pages")
     slope, intercept = _recalibrate(logits, labels)
     if slope <= 0:
         raise DataError(
@@ -260,6 +262,8 @@ def _log_loss(probabilities: Float[np.ndarray, " n"], labels: Float[np.ndarray, 
 
 
 def _recalibrate(logits: Float[np.ndarray, " n"], labels: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    if len(np.unique(labels)) < 2:
+        raise DataError(f"calibration needs both labels, and all {len(labels)} are {labels[:1]}; use more pages")
     regression = LogisticRegression(C=np.inf, max_iter=1000).fit(logits.astype(np.float64)[:, None], labels)
     return float(regression.coef_[0, 0]), float(regression.intercept_[0])
 

@@ -61,7 +61,8 @@ class Slice:
 class RewardReport:
     """Quality on held-out users: ``slices`` by kind of negative; the rest is on the mixture trained on.
 
-    Probabilities are those of a click or order; ``order_calibration`` is that of an order, where it is predicted.
+    Probabilities are those of a click or order; ``order_calibration`` is that of an order, where it is predicted and
+    something was ordered.
     """
 
     slices: dict[str, Slice]
@@ -145,7 +146,7 @@ def judge(
     return RewardReport(
         slices=slices,
         calibration=calibration_quality(clicks, labels),
-        order_calibration=None if orders is None else calibration_quality(orders, ordered),
+        order_calibration=None if orders is None or not ordered.any() else calibration_quality(orders, ordered),
         reliability=_reliability(clicks, labels),
         popularity_bands=by_popularity(clicks, labels, popularity[mixture.rows_PG[is_real_PG]]),
         n_users=len({example.context.user_id for example in examples}),

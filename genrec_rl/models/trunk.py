@@ -309,7 +309,10 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def unwrap(model: Any) -> Any:
-    """Return the transformers model inside DDP's wrapper, or what PEFT makes of it, which forwards its attributes."""
-    while not hasattr(model, "config") or not hasattr(model, "dtype"):
+    """Return the transformers model, or what PEFT makes of it, inside wrappers: DDP's, or DeepSpeed's engine.
+
+    An engine has a ``config`` of its own, so that only what wraps nothing is the model.
+    """
+    while hasattr(model, "module"):
         model = model.module
     return model

@@ -65,11 +65,7 @@ def load_gold_model(
     values = read_block(block, key="gold_model")
     if values is None:
         return None
-    provided = {"catalog": catalog}
-    gold: RewardModel = load_component(
-        values, expected=RewardModel, key="gold_model", factory="from_pretrained", provided=provided,
-        trusted_packages=trusted_packages,
-    )  # fmt: skip
+    gold = load_reward_model(values, catalog=catalog, trusted_packages=trusted_packages, key="gold_model")
     if gold.fingerprint == against.fingerprint:
         raise ConfigError(
             "gold_model is the reward model itself, so it can judge nothing: name one with another seed or "
@@ -83,15 +79,14 @@ def load_gate(
     *,
     catalog: Catalog,
     dataset: Dataset,
-    max_history: int | None,
     trusted_packages: Sequence[str] = (),
 ) -> Gate | None:
     """Build the gate of a block, or None for "w/o gate"; a tau to be fitted is fitted on validation pages.
 
-    ``max_history`` must be the policy's, so that tau is fitted on the contexts that rollouts are judged in.
+    Their histories are whole, as those of rollouts are: gates do not cut them.
     """
     values = read_block(block, key="gate")
     if values is None:
         return None
-    provided = {"catalog": catalog, "examples": dataset.examples("valid", max_history=max_history)}
+    provided = {"catalog": catalog, "examples": dataset.examples("valid", max_history=None)}
     return load_component(values, expected=Gate, key="gate", provided=provided, trusted_packages=trusted_packages)

@@ -128,6 +128,10 @@ def _of_trl(args: Any) -> list[tuple[bool, str]]:
             "mask_truncated_completions would mask every SID (none has an end token); set it false",
         ),
         (
+            bool(args.pad_to_multiple_of),
+            f"pad_to_multiple_of {args.pad_to_multiple_of}: an answer has exactly the tokens of a SID; leave it out",
+        ),
+        (
             args.temperature != 1.0,
             f"temperature {args.temperature}: beam rollouts score the policy itself; leave it at 1",
         ),

@@ -37,7 +37,7 @@ class GRPOSRConfig(PreferenceSettings, DeviceDefaults, GRPOConfig):
     )
     check_reward: bool = field(
         default=True,
-        metadata={"help": "stop at step 0 if the gated reward orders the start's beams no better than it"},
+        metadata={"help": "stop at step 0 if the gated reward orders the start's beams worse than it does"},
     )
     check_weight: float = field(
         default=1.0,

@@ -1,8 +1,9 @@
 """What collapses, drifts or is exploited when a reward is hacked, measured at every evaluation.
 
 Of each validation request's first ten items: the proxy (r_pref, ungated) beside a gold model that trains nothing, and
-how recommendations concentrate. Of its free beams (constrained ones where nothing is decoded freely), as many as a
-rollout group has: the level at which SIDs become illegal, and what gate and anchor leave of the reward. Along the
+how recommendations concentrate. Of its beams, decoded as rollouts are: what gate and anchor leave of the reward in a
+group, which is smaller than training's where evaluation asks for fewer beams. Of its free beams: the level at which
+SIDs become illegal. Along the
 prefixes of one of its positives: KL to the start, entropy, log pi (``rl.start``). Numbers of all processes.
 
     P requests   K ranks   L SID levels   N items
@@ -47,7 +48,7 @@ def first_illegal_level(sids_PKL: Int[Tensor, "P K L"], catalog: Catalog) -> Int
 
 
 def group_totals(rewards: CalibratedRewards, rows_PK: Int[Tensor, "P K"]) -> dict[str, Pair]:
-    """Sum what gate and anchor leave of whole groups, as ``telemetry.rollout_metrics`` does in training."""
+    """Sum what gate and anchor leave of groups, as ``telemetry.rollout_metrics`` does of training's."""
     is_valid_PK, n = rows_PK != NO_ITEM, float(len(rows_PK))
     spread_P = rewards.calibrated_PG.amax(1) - rewards.calibrated_PG.amin(1)
     passes = float((rewards.is_relevant_PG & is_valid_PK).sum())
@@ -84,6 +85,7 @@ class HackingWatch:
         popularity: of each item on training pages.
         group_size: G.
         anchor: as in training.
+        constrained: rollouts are, so that groups are taken of constrained beams.
         gold_model: judges, and trains nothing.
 
     Raises:
@@ -97,6 +99,7 @@ class HackingWatch:
         popularity: Int[np.ndarray, " N"],
         group_size: int,
         anchor: bool = True,
+        constrained: bool = False,
         gold_model: RewardModel | None = None,
     ) -> None:
         if len(popularity) != scorer.catalog.n_items:
@@ -107,6 +110,7 @@ class HackingWatch:
         self.popularity = np.asarray(popularity)
         self.group_size = group_size
         self.anchor = anchor
+        self.constrained = constrained
         self.gold_model = gold_model
         self.probe: StartProbe | None = None
         """Set by the trainer, which can read the policy."""
@@ -165,7 +169,7 @@ class HackingWatch:
 
     def _of_groups(self, proposals: Proposals) -> dict[str, Pair]:
         """Reward beams as training would reward rollouts, the page's positives in the gate's reference included."""
-        beams = proposals.constrained if proposals.free is None else proposals.free
+        beams = proposals.constrained if proposals.free is None or self.constrained else proposals.free
         parts = (beams.sids_PGL, beams.rows_PG, beams.log_probs_PG)
         group = Rollouts(*(part[:, : self.group_size] for part in parts))
         scored = self.scorer.score(proposals.examples, group)

@@ -64,12 +64,17 @@ class RewardCheck(TrainerCallback):
 
 
 class Patience(EarlyStoppingCallback):
-    """Stops after so many evaluations without a better one; the one that a resumed run begins with does not count."""
+    """Stops after so many evaluations without a better one, those before a resumed run's checkpoint among them.
+
+    The evaluation that a resumed run begins with does not count: it is that checkpoint's again.
+    """
 
     @override
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         self._begun_at = state.global_step
+        evaluated = {row["step"] for row in state.log_history if any(name.startswith("eval_") for name in row)}
+        self.early_stopping_patience_counter = sum(step > (state.best_global_step or 0) for step in evaluated)
 
     @override
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
@@ -88,11 +93,12 @@ def keep_best(
     measured = [row for row in trainer.state.log_history if METRIC in row]
     start = next((row for row in measured if row["step"] == 0), None)
     later = [row for row in measured if row["step"] > 0]
-    if start is None or not later:
-        return policy, "the last step is kept: without eval_on_start and eval_strategy nothing is compared"
     chosen_by = trainer.args.metric_for_best_model
     loaded = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
     step = -1 if loaded is None else int(Path(loaded).name.rpartition("-")[2])
+    if start is None or not later:
+        which = "the last step" if loaded is None else f"step {step}, the best by {chosen_by},"
+        return policy, f"{which} is kept: without eval_on_start and eval_strategy it is not held against the start"
     held = next((row for row in later if row["step"] == step), later[-1])
     which = "the last" if loaded is None else "the best"
     numbers = (
@@ -100,9 +106,10 @@ def keep_best(
     )
     broken = []
     if chosen_by == GUARDED:
-        kept = [row for row in later if not broken_guards(row, start)]
+        steps = {row["step"] for row in later}  # (a resumed run evaluates its checkpoint once more)
+        kept = {row["step"] for row in later if not broken_guards(row, start)}
         broken = broken_guards(held, start)
-        numbers += f" of {len(kept)} among {len(later)} checkpoints that keep the start's {_guards_of(start)}"
+        numbers += f" of {len(kept)} among {len(steps)} evaluations that keep the start's {_guards_of(start)}"
     if held[METRIC] > start[METRIC] and not broken:
         return policy, numbers
     why = "RL did not help" if not broken else f"all are worse in {' or '.join(broken)}"

@@ -1,7 +1,7 @@
 """The policy as RL found it: what is read when a step or a measure asks how far training has led away."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,28 +58,26 @@ class StartProbe:
 
     Args:
         read: log-softmaxes along branches, of the policy as it is now: ids, their mask, branches.
-        examples: held-out requests.
+        requests: held-out requests by number, the seed of what is drawn of each.
         prompts: the policy's grammar.
-        write: a request's prompt, as it is trained and served; None is ``prompts.prompt``.
+        write: a request's prompt, as it is trained and served.
         at_once: requests read together.
     """
 
     def __init__(
         self,
         read: Callable[[Int[Tensor, "P S"], Bool[Tensor, "P S"], Int[Tensor, "P 1 C"]], BranchLogits],
-        examples: Sequence[Example],
+        requests: Mapping[int, Example],
         prompts: PromptEncoder,
         *,
-        write: Callable[[Context], Int[np.ndarray, " S"]] | None = None,
+        write: Callable[[Context], Int[np.ndarray, " S"]],
         at_once: int = 64,
     ) -> None:
         self._read = read
-        write = write or prompts.prompt
         levels = range(1, prompts.vocab.n_levels + 1)
         self.names = tuple(f"{of}_level_{level}" for of in ("kl", "entropy") for level in levels)
         self.names += ("kl_to_start", "positive_log_prob")
-        seeds = [[index] for index in range(len(examples))]
-        kept = [(e, s) for e, s in zip(examples, seeds, strict=True) if len(e.positives)]
+        kept = [(example, [number]) for number, example in requests.items() if len(example.positives)]
         self._batches = []
         for begin in range(0, len(kept), at_once):
             part, drawn = zip(*kept[begin : begin + at_once], strict=True)
@@ -101,7 +99,7 @@ class StartProbe:
         return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def draw_requests(examples: Sequence[Example], *, n: int, process: int, n_processes: int) -> list[Example]:
-    """Draw n requests, the same in every run, and return this process's share of them."""
+def draw_requests(examples: Sequence[Example], *, n: int, process: int, n_processes: int) -> dict[int, Example]:
+    """Draw n requests, the same in every run, and return this process's share of them, by their numbers."""
     chosen = np.sort(np.random.default_rng(0).permutation(len(examples))[:n])
-    return [examples[i] for i in chosen[process::n_processes]]
+    return {int(i): examples[i] for i in chosen[process::n_processes]}

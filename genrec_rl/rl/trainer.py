@@ -281,7 +281,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
         of_rollouts = BranchLogits(policy.first_BV, policy.later_BGWV[:, :size])
         weight, per_mass = self.args.margin_weight, self.args.per_mass
-        margins = log_odds(rows["values"])
+        margins = log_odds(rows["values"].cpu()).to(rollouts.device)  # (in float64, which not every GPU has)
         kl = listwise_kl(of_rollouts, reference, rollouts, margins, weight=weight, per_mass=per_mass).mean()
         self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
         return kl / self.current_gradient_accumulation_steps
@@ -335,7 +335,7 @@ class GRPOSRTrainer(GRPOTrainer):
     @torch.no_grad()
     def _read_policy(self, *batch: Tensor) -> BranchLogits:
         with in_eval_mode(self.policy.model):
-            return self._log_probs(self.policy.model, *(x.to(self.accelerator.device) for x in batch))
+            return self._log_probs(self.policy.model, *(x.to(self.policy.model.device) for x in batch))
 
     @override
     def _get_per_token_logps_and_entropies(
@@ -366,6 +366,12 @@ class GRPOSRTrainer(GRPOTrainer):
         self._positive_log_probs = scored.log_probs_BGC[:, size:]
         entropies = scored.entropies_BGC[:, :size].flatten(0, 1) if compute_entropy else None
         return scored.log_probs_BGC[:, :size].flatten(0, 1), entropies, None
+
+    @override
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, and log it as an evaluation: TRL tells by the model's mode whose metrics a row takes."""
+        with in_eval_mode(self.model):
+            return super().evaluate(*args, **kwargs)
 
     @override
     def evaluation_loop(

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from genrec_rl.errors import ConfigError
 
@@ -43,12 +45,20 @@ def check_devices(args: Any) -> None:
 
     Raises:
         ConfigError: for several GPUs in one process (DataParallel would scatter a tree's positions), and for FSDP
-            (beam search reads the backbone directly, which sharded weights do not allow).
+            and ZeRO-3, by arguments or by accelerate's launcher (beam search reads the backbone directly, which
+            sharded weights do not allow).
     """
     if args.n_gpu > 1:
         raise ConfigError(
             f"{args.n_gpu} GPUs in one process; start one process each with `accelerate launch --multi_gpu`, "
             "or show it one with CUDA_VISIBLE_DEVICES=0"
         )
-    if args.fsdp:
-        raise ConfigError("FSDP is not supported yet: beam search cannot read sharded weights; use DDP or ZeRO-2")
+    for name, is_asked in (
+        ("FSDP", args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")),
+        ("ZeRO-3", is_deepspeed_zero3_enabled()),
+    ):
+        if is_asked:
+            raise ConfigError(
+                f"{name} is not supported yet: beam search cannot read sharded weights; use DDP or ZeRO-2 "
+                "(recipes/accelerate)"
+            )

@@ -3,6 +3,7 @@
 import inspect
 
 import pytest
+import torch
 import trl
 from trl import GRPOTrainer, SFTTrainer
 from trl.models import unwrap_model_for_generation
@@ -68,8 +69,14 @@ def test_rewards_are_gathered_inside_the_overridden_method():
 
 
 def test_buffered_rows_are_permuted_and_split_along_their_first_axis():
-    assert parameters(shuffle_sequence_dict) == ["seq_dict"]
-    assert parameters(split_tensor_dict) == ["tensor_dict", "num_chunks"]
+    rows = {"wide": torch.arange(24).view(4, 3, 2), "flat": torch.arange(4), "none": None}
+    shuffled = shuffle_sequence_dict(rows)
+    assert torch.equal(shuffled["wide"], rows["wide"][shuffled["flat"]])
+    assert sorted(shuffled["flat"].tolist()) == [0, 1, 2, 3]
+    parts = split_tensor_dict(rows, 2)
+    assert [part["flat"].tolist() for part in parts] == [[0, 1], [2, 3]]
+    assert torch.equal(torch.cat([part["wide"] for part in parts]), rows["wide"])
+    assert [part["none"] for part in parts] == [None, None]
 
 
 def test_policy_loss_is_scaled_for_accumulation_by_the_trainer_itself():

@@ -8,7 +8,7 @@ from torch.nn import functional
 from genrec_rl.decoding.recommender import BeamRecommender
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prefix_tree import attached_logits
-from genrec_rl.models.trunk import Branches, branch_attention, read_trunk
+from genrec_rl.models.trunk import Branches, branch_attention, read_trunk, unwrap
 from tests.fixtures import make_context, make_policy
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -154,3 +154,23 @@ def test_attention_is_given_back_after_an_error(policy):
     with pytest.raises(IndexError):
         Branches(trunk, n_branches=1).read(policy.model, torch.tensor([[10_000]]))
     assert policy.model.config._attn_implementation == "sdpa"
+
+
+class Engine(torch.nn.Module):
+    """Wraps as DeepSpeed's engine does: a config of its own, other attributes the model's."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module, self.config = module, {"train_batch_size": 1}
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+def test_the_model_is_found_inside_its_wrappers(policy):
+    assert Engine(policy.model).dtype == policy.model.dtype
+    for wrapped in (policy.model, Engine(policy.model), Engine(Engine(policy.model))):
+        assert unwrap(wrapped) is policy.model

@@ -66,6 +66,17 @@ def test_weighted_auc_agrees_with_scikit_learn(seed):
     assert weighted_auc(scores, labels, [weights])[0] == pytest.approx(expected)
 
 
+def test_draws_without_a_page_of_both_labels_do_not_count_in_gaucs_interval():
+    scores, labels = np.array([[0.9, 0.1]] * 12), np.array([[1.0, 0.0]] + [[1.0, 1.0]] * 11)
+    gauc = rank_quality(scores, labels, np.ones_like(labels, bool), [f"u{p}" for p in range(12)], seed=0).gauc
+    assert (gauc.mean, gauc.low, gauc.high) == (1, 1, 1)
+
+
+def test_calibration_of_one_label_is_refused_by_name():
+    with pytest.raises(DataError, match="calibration needs both labels, and all 3 are"):
+        calibration_quality(np.array([0.1, 0.2, 0.3]), np.zeros(3))
+
+
 def test_pages_of_one_label_have_no_auc():
     with pytest.raises(DataError, match="none of 1 pages"):
         rank_quality(SCORES[2:], LABELS[2:], IS_REAL[2:], ["c"], seed=0)

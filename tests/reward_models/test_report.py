@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,11 @@ def test_probabilities_are_held_against_their_own_labels():
     assert found.order_calibration.base_rate == pytest.approx(1 / 3)
     assert plain.order_calibration is None
     assert found.flat()["reward/order/copc"] == pytest.approx(4 / 3)
+
+
+def test_where_nothing_was_ordered_orders_have_no_calibration():
+    clicked = [replace(page, actions=np.minimum(page.actions, Action.CLICK)) for page in pages()]
+    assert report(clicked, Orders(POPULARITY)).order_calibration is None
 
 
 def test_proposals_are_judged_and_calibrated_on_only_where_they_were_learnt():

@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 
 from genrec_rl.config import read_block
 from genrec_rl.errors import ConfigError
+from genrec_rl.rewards import components
 from genrec_rl.rewards.components import load_gate, load_gold_model, load_reward_model, reward_block
 from reward_models.scripted import Constant
 
@@ -13,7 +16,7 @@ def test_a_block_on_the_command_line_is_json():
 @pytest.mark.parametrize("word", ["none", "None", "null", ""])
 def test_none_means_no_component(word, catalog):
     assert read_block(word, key="gate") is None
-    assert load_gate(word, catalog=catalog, dataset=None, max_history=None) is None
+    assert load_gate(word, catalog=catalog, dataset=None) is None
 
 
 def test_broken_json_is_shown():
@@ -52,3 +55,20 @@ def test_gold_model_is_another_than_the_reward_model_or_none(catalog, tmp_path):
     assert load_gold_model(block, against=Constant(0.4), catalog=catalog).value == 0.5
     with pytest.raises(ConfigError, match="gold_model is the reward model itself"):
         load_gold_model(block, against=Constant(0.5), catalog=catalog)
+
+
+def test_gold_may_be_of_trusted_packages_members_too(catalog, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(components, "load_component", lambda *_, **given: seen.append(given) or Constant(0.5))
+    block = {"class_path": "mine.Ensemble"}
+    load_gold_model(block, against=Constant(0.4), catalog=catalog, trusted_packages=["mine"])
+    assert seen[0]["provided"]["trusted_packages"] == seen[0]["trusted_packages"] == ["mine"]
+    assert seen[0]["key"] == "gold_model"
+
+
+def test_tau_is_fitted_on_whole_histories_as_rollouts_are_judged(catalog, monkeypatch):
+    asked = []
+    dataset = SimpleNamespace(examples=lambda split, **given: asked.append((split, given)) or [])
+    monkeypatch.setattr(components, "load_component", lambda *_, **given: given["provided"]["examples"])
+    load_gate({"class_path": "genrec_rl.rewards.gates.ValidGate"}, catalog=catalog, dataset=dataset)
+    assert asked == [("valid", {"max_history": None})]

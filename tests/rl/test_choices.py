@@ -55,6 +55,7 @@ def config(tmp_path, **settings):
         ({"rollouts": "sample", "policy_term": "listwise_kl"}, "set rollouts: gumbel"),
         ({"per_mass": True}, "per_mass divides the loss of listwise_kl, and policy_term is grpo"),
         ({"rollouts": "sample", "rollout_weights": "policy"}, "set rollouts: beam"),
+        ({"pad_to_multiple_of": 8}, "pad_to_multiple_of 8: an answer has exactly the tokens of a SID"),
         ({"rollouts": "sample", "exclude_seen": True}, "exclude_seen: .* set rollouts: gumbel"),
         ({"inject_positives": True, "exclude_seen": True}, "in spite of exclude_seen"),
         ({"rollout_weights": "policy", "credit": "level"}, "each is a baseline of its own"),

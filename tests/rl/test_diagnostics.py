@@ -95,6 +95,15 @@ def test_without_gold_there_is_none_and_free_beams_are_counted_by_level(catalog)
     assert not [name for name in found if name.startswith("gold")]
 
 
+def test_groups_are_of_beams_decoded_as_rollouts_are(catalog):
+    proposals = Proposals(PAGES, PROPOSED, rollouts([[0] * 10] * 2))
+    free, constrained = (
+        watch(catalog, constrained=is_constrained)(proposals, Accelerator(cpu=True))["positive_in_group_rate"]
+        for is_constrained in (False, True)
+    )
+    assert (free, constrained) == (0, 0.5)
+
+
 class Two:
     """Stands in for accelerate on two processes: what the other one sends is added."""
 

@@ -269,14 +269,12 @@ def test_injected_share_is_logged_and_every_group_has_a_positive(catalog, exampl
 
 def test_under_lora_listwise_kl_reads_the_start_with_adapters_off(catalog, examples, tmp_path):
     policy = taught(catalog)
-    before = [w.clone() for w in policy.model.parameters()]
     lora = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["token_merger"], task_type="CAUSAL_LM")
     trainer = make_trainer(policy, catalog, examples, tmp_path, policy_term="listwise_kl", peft_config=lora,
                            max_steps=3, **BATCH)  # fmt: skip
     trainer.train()
     assert trainer._start._network is policy.model
     twin = taught(catalog)
-    assert all(torch.equal(a, b) for a, b in zip(before, twin.model.parameters(), strict=True))
     ids, _ = policy.prompts.batch([policy.prompts.prompt(examples[0].context)])
     with torch.no_grad(), trainer._start.network(trainer.model) as start:
         assert torch.allclose(start(ids).logits, twin.model(ids).logits, atol=1e-5)

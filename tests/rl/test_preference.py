@@ -93,11 +93,9 @@ def test_in_reward_order_a_winners_weights_sum_to_less_than_one(values):
     lower = lower_valued(values)
     gains, ranks = normalised_gains(values, gain="linear"), mean_ranks(values)
     found = lambda_weights(gains, ranks, lower)
-    discount = 1 / torch.log2(1 + (ranks[..., None] - ranks[:, None]).abs().clamp(min=1))
-    discount = discount - 1 / torch.log2(2 + (ranks[..., None] - ranks[:, None]).abs().clamp(min=1))
-    as_they_are = torch.where(lower, discount * (gains[..., None] - gains[:, None]).abs(), 0.0)
-    assert (as_they_are.sum(-1) < 1).all()
-    assert torch.equal(found, as_they_are)
+    assert (found.sum(-1) < 1).all()
+    if len(set(values[0].tolist())) == values.shape[1]:
+        assert torch.allclose(found[0], weights_by_hand(values[0].tolist(), ranks[0].int().tolist()))
 
 
 def test_in_model_order_a_sum_above_one_becomes_one():

@@ -59,7 +59,13 @@ def stops_at(values, *, patience, begun_at=0):
     callback, control = Patience(early_stopping_patience=patience), SimpleNamespace(should_training_stop=False)
     args = SimpleNamespace(metric_for_best_model="ndcg", greater_is_better=True, load_best_model_at_end=True,
                            eval_strategy="steps")  # fmt: skip
-    state = SimpleNamespace(global_step=begun_at, best_metric=max(values[: begun_at + 1]))
+    before = values[: begun_at + 1] if begun_at else []
+    state = SimpleNamespace(
+        global_step=begun_at,
+        best_metric=max(values[: begun_at + 1]),
+        best_global_step=before.index(max(before)) if before else None,
+        log_history=[{"step": step, "eval_ndcg": value} for step, value in enumerate(before)],
+    )
     callback.on_train_begin(args, state, control)
     for step in range(begun_at, len(values)):
         state.global_step = step
@@ -77,6 +83,19 @@ def test_patience_counts_evaluations_without_a_better_one():
 def test_patience_does_not_count_the_evaluation_that_a_resumed_run_begins_with():
     rising = [0.1, 0.2, 0.3, 0.4, 0.5]
     assert stops_at(rising, patience=1) == stops_at(rising, patience=1, begun_at=2) == 4
+
+
+def test_patience_counts_on_after_a_resume():
+    falling = [0.5, 0.4, 0.3, 0.2, 0.1]
+    assert stops_at(falling, patience=3) == stops_at(falling, patience=3, begun_at=2) == 3
+
+
+def test_without_a_start_the_loaded_step_is_named(policy, catalog):
+    for best, said in ((True, "step 5, the best by eval_ndcg@10, is kept"), (False, "the last step is kept")):
+        trainer = trainer_with((5, 0.3), (9, 0.2), best=best)
+        kept, verdict = keep_best(trainer, policy, start_dir="x", catalog=catalog, keep_start=True)
+        assert kept is policy
+        assert verdict == f"{said}: without eval_on_start and eval_strategy it is not held against the start"
 
 
 @pytest.mark.parametrize("best", [0.1, 0.05])
@@ -163,7 +182,7 @@ def test_the_best_checkpoint_within_the_guards_is_named_with_them(policy, catalo
     trainer = guarded_trainer(row(5, 0.4, 0.2), row(9, 0.3, 0.1))
     kept, verdict = keep_best(trainer, policy, start_dir="x", catalog=catalog, keep_start=True)
     assert kept is policy
-    assert "0.3000 at step 9, the best of 1 among 2 checkpoints" in verdict
+    assert "0.3000 at step 9, the best of 1 among 2 evaluations" in verdict
     assert verdict.endswith("that keep the start's HaR@10 0.1000 and gold 0.5000")
 
 

@@ -34,7 +34,9 @@ def reader(policy):
 
 
 def test_probe_is_zero_at_the_start_and_counts_from_there(policy, examples):
-    probe = StartProbe(reader(policy), examples, policy.prompts, at_once=4)
+    probe = StartProbe(
+        reader(policy), dict(enumerate(examples)), policy.prompts, write=policy.prompts.prompt, at_once=4
+    )
     before = probe.columns()
     assert tuple(before) == probe.names
     assert before["kl_to_start"].tolist() == [0.0] * 6
@@ -55,20 +57,32 @@ def test_it_reads_the_prompts_that_are_trained(policy, examples):
         asked.append(context)
         return policy.prompts.running_prompt(context)
 
-    StartProbe(reader(policy), examples, policy.prompts, write=write)
+    StartProbe(reader(policy), dict(enumerate(examples)), policy.prompts, write=write)
     assert asked == [example.context for example in examples]
 
 
 def test_requests_without_positives_are_left_out(policy):
-    probe = StartProbe(reader(policy), [make_example([1], [], exposed=[2])], policy.prompts)
+    requests = {0: make_example([1], [], exposed=[2])}
+    probe = StartProbe(reader(policy), requests, policy.prompts, write=policy.prompts.prompt)
     assert probe.columns() == {}
 
 
 def test_processes_share_the_requests_that_one_would_draw(examples):
-    (whole,) = [draw_requests(examples, n=4, process=0, n_processes=1)]
+    whole = draw_requests(examples, n=4, process=0, n_processes=1)
     parts = [draw_requests(examples, n=4, process=i, n_processes=2) for i in range(2)]
-    assert {id(e) for part in parts for e in part} == {id(e) for e in whole}
+    assert {id(e) for part in parts for e in part.values()} == {id(e) for e in whole.values()}
+    assert parts[0] | parts[1] == whole
+    assert all(whole[number] is examples[number] for number in whole)
     assert len(whole) == 4
+
+
+def test_what_is_drawn_of_a_page_does_not_depend_on_its_process(policy):
+    pages = {number: make_example([number], [5, 6, 7, 8]) for number in range(6)}
+    of_all, *of_two = (
+        StartProbe(reader(policy), part, policy.prompts, write=policy.prompts.prompt).columns()["positive_log_prob"]
+        for part in (pages, {i: pages[i] for i in (0, 2, 4)}, {i: pages[i] for i in (1, 3, 5)})
+    )
+    assert torch.allclose(of_all, torch.stack(of_two, dim=1).flatten())
 
 
 def test_copy_stays_where_the_policy_was(policy):

@@ -339,7 +339,9 @@ def test_several_iterations_and_a_kl_leash_run(catalog, examples, tmp_path):
         per_device_train_batch_size=2 * G,
     )
     trainer.train()
-    assert all(np.isfinite(row["kl"]) for row in trainer.state.log_history if "kl" in row)
+    kls = [row["kl"] for row in trainer.state.log_history if "kl" in row]
+    assert len(kls) == 4
+    assert np.isfinite(kls).all()
 
 
 def test_logs_hold_every_stage_and_no_constant_noise(catalog, examples, tmp_path):
@@ -364,6 +366,9 @@ def test_evaluation_recommends_and_a_useless_run_keeps_its_start(catalog, exampl
     trainer.train()
     evaluations = [row for row in trainer.state.log_history if "eval_ndcg@10" in row]
     assert [row["step"] for row in evaluations] == [0, 1]
+    trained = [row for row in trainer.state.log_history if "reward/raw" in row]
+    assert [row["step"] for row in trained] == [1]
+    assert not any("eval_ndcg@10" in row for row in trained)
     kept, verdict = keep_best(trainer, policy, start_dir=tmp_path / "start", catalog=catalog, keep_start=True)
     assert kept is not policy
     assert "the start is kept" in verdict
