@@ -48,6 +48,7 @@ MINUTES = {"reward": 8.0, "gold": 5.0, "arm": 12.0, "long": 75.0}
 TREES_SCRIPT, SIM_SCRIPT = "recipes/train_xgb.py", "recipes/train_reward.py"
 JUDGES = {"reward": (TREES_SCRIPT, "reward_models.xgb.XGB"), "gold": (SIM_SCRIPT, "reward_models.sim.SIM")}
 ENSEMBLE = "reward_models.ensemble.Ensemble"
+EXCLUDED = {"exclude_seen": "all that was taken, liked or not"}
 OF_MARKET = {"reward": JUDGES["gold"], "gold": JUDGES["reward"]}
 """A log with true exposures teaches SIM what is liked; of proposals that nobody saw trees learn what was logged."""
 
@@ -173,8 +174,9 @@ def shared_by_arms(
     of_trees = [*objective, *requests, *(["--exclude_seen", "true"] * settings.exclude_seen)]
     of_sft = ["--policy_dir", str(sft.folder / "policy"), *of_trees]
     facts = {"sft": sft.key}
+    of_proposals = facts | {"words": of_sft} | (EXCLUDED if settings.exclude_seen else {})
     made_by = {
-        TREES_SCRIPT: (roots[1], facts | {"words": of_sft}, partial(train, TREES_SCRIPT, [*stages, *of_sft])),
+        TREES_SCRIPT: (roots[1], of_proposals, partial(train, TREES_SCRIPT, [*stages, *of_sft])),
         SIM_SCRIPT: (roots[0], facts, partial(train, SIM_SCRIPT, stages)),
     }
     reward, gold = (
@@ -201,7 +203,7 @@ def arm_cell(settings: Settings, seed: int, arm: Arm, shared: Shared, root: Path
     facts: dict[str, Any] = {"sft": shared.sft.key, "reward": shared.reward.key, "gold": shared.gold.key}
     facts |= {"arguments": arm.arguments}
     if settings.exclude_seen:
-        facts |= {"exclude_seen": True}
+        facts |= EXCLUDED
     if arm.arguments is not None:
         facts |= {"config": config_file(settings).read_text()}
     if arm.is_reranked:
