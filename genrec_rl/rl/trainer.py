@@ -101,6 +101,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self._batch: tuple[Sequence[Example], Sequence[Sequence[int]]] = ((), ())
         self._excluded: Exclusion | None = None
         self._beams: Beams | None = None
+        self._divisor_P1: Tensor | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
         self._trunk: Trunk | None = None
         self._positive_log_probs: Tensor | None = None
@@ -174,7 +175,7 @@ class GRPOSRTrainer(GRPOTrainer):
         """Score local rollouts, gather whole groups, gate and anchor them (eq. 6 and 7)."""
         size = self.num_generations
         tokens_PGL = torch.tensor(completion_ids_list).unflatten(0, (-1, size))
-        examples = [asked(row, self.examples) for row in inputs[::size]]
+        examples, _ = self._batch
         assert self._beams is not None
         rollouts = resolve(tokens_PGL, self._beams.log_probs_BW, vocab=self.policy.vocab, catalog=self.scorer.catalog)
         local = [*self.scorer.score(examples, rollouts), rollouts.rows_PG]
@@ -215,6 +216,7 @@ class GRPOSRTrainer(GRPOTrainer):
         if self._start is not None:
             extra["values"] = rewards.calibrated_PG[here]
         if not self.args.shaping.is_trls:
+            assert self._divisor_P1 is not None
             extra["advantages"] = self.args.shaping.advantages(
                 rewards.calibrated_PG[here].cpu(), rollouts.is_valid_PG, divisor_P1=self._divisor_P1[here].cpu(),
                 log_probs_PG=rollouts.log_probs_PG, tokens_PGC=output["completion_ids"].cpu(), seeds=seeds,
@@ -245,11 +247,11 @@ class GRPOSRTrainer(GRPOTrainer):
         positive_log_probs, self._positive_log_probs = self._positive_log_probs, None
         assert positive_log_probs is not None
         nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction)
-        self._metrics["train"]["nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        self._log_mean("nll", nll)
         if self._positive_weights is not None:
             weights, self._positive_weights = self._positive_weights, None
             nll = positive_nll(positive_log_probs, is_positive, reduction=self.args.nll_reduction, weights_PM=weights)
-            self._metrics["train"]["unified/nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+            self._log_mean("unified/nll", nll)
         return loss + self.args.nll_coef * nll / self.current_gradient_accumulation_steps
 
     def _page_nll(self, model: Any, rows: dict[str, Any], tokens_PNC: Tensor, is_item_PN: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ class GRPOSRTrainer(GRPOTrainer):
         policy = self._log_probs(model, rows["prompt_ids"], rows["prompt_mask"].bool(), page)
         log_probs = score_branches(policy, page).log_probs_BGC.view(tokens_PNC.shape)
         nll = positive_nll(log_probs, is_item_PN, reduction=self.args.nll_reduction)
-        self._metrics["train"]["page_nll"].append(self.accelerator.gather(nll.detach()).mean().item())
+        self._log_mean("page_nll", nll)
         return nll / self.current_gradient_accumulation_steps
 
     def _grpo(self, model: Any, rows: dict[str, Any]) -> Tensor:
@@ -275,7 +277,7 @@ class GRPOSRTrainer(GRPOTrainer):
         """Return the KL from the target that the rewards make of the start's distribution (``rl.listwise``)."""
         rollouts, prompt = rows["completion_ids"], (rows["prompt_ids"], rows["prompt_mask"].bool())
         size = rollouts.shape[1]
-        branches = rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
+        branches = self._with_positives(rollouts)
         reference = self._read_start(model, prompt, rollouts)
         policy = self._log_probs(model, *prompt, branches)
         self._positive_log_probs = score_branches(policy, branches).log_probs_BGC[:, size:]
@@ -283,14 +285,14 @@ class GRPOSRTrainer(GRPOTrainer):
         weight, per_mass = self.args.margin_weight, self.args.per_mass
         margins = log_odds(rows["values"].cpu()).to(rollouts.device)  # (in float64, which not every GPU has)
         kl = listwise_kl(of_rollouts, reference, rollouts, margins, weight=weight, per_mass=per_mass).mean()
-        self._metrics["train"]["listwise_kl"].append(self.accelerator.gather(kl.detach()).mean().item())
+        self._log_mean("listwise_kl", kl)
         return kl / self.current_gradient_accumulation_steps
 
     def _preference(self, model: Any, rows: dict[str, Any]) -> Tensor:
         """Return the loss of preferences among rollouts (``rl.preference``), weighed if ``unified``."""
         rollouts, values = rows["completion_ids"], rows["values"]
         prompt, size = (rows["prompt_ids"], rows["prompt_mask"].bool()), rollouts.shape[1]
-        branches = rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
+        branches = self._with_positives(rollouts)
         scored = score_branches(self._log_probs(model, *prompt, branches), branches).log_probs_BGC
         self._positive_log_probs = scored[:, size:]
         candidates, scale, options = rollouts, None, {}
@@ -304,7 +306,7 @@ class GRPOSRTrainer(GRPOTrainer):
         log_probs = scored[:, : start.shape[1]].sum(-1)
         found = self.args.preference_loss()(log_probs, start, values, **options)
         loss = found.mean(scale)
-        self._metrics["train"][self.args.policy_term].append(self.accelerator.gather(loss.detach()).mean().item())
+        self._log_mean(self.args.policy_term, loss)
         statistics = self.accelerator.gather(pair_statistics(found, log_probs.detach()))
         for name, value in preference_metrics(statistics).items():
             self._metrics["train"][name].append(value)
@@ -325,6 +327,14 @@ class GRPOSRTrainer(GRPOTrainer):
         policy = self._log_probs(model, rows["prompt_ids"], rows["prompt_mask"].bool(), tokens)
         self._positive_log_probs = score_branches(policy, tokens).log_probs_BGC
         return self._positive_log_probs.new_zeros(())
+
+    def _with_positives(self, rollouts: Tensor) -> Tensor:
+        """Return the branches to read: the rollouts, and behind them the positives that the NLL asks for."""
+        return rollouts if self._positives is None else torch.cat([rollouts, self._positives[0]], dim=1)
+
+    def _log_mean(self, name: str, values: Tensor) -> None:
+        """Log the mean over all processes."""
+        self._metrics["train"][name].append(self.accelerator.gather(values.detach()).mean().item())
 
     def _log_probs(self, model: Any, prompt_ids: Tensor, is_prompt: Tensor, branches: Tensor) -> BranchLogits:
         """Read branches along their prompts, which a fused step has read already."""
@@ -353,9 +363,7 @@ class GRPOSRTrainer(GRPOTrainer):
         size = self.num_generations
         prompt_ids = input_ids[::size, :-logits_to_keep]
         is_prompt = attention_mask[::size, :-logits_to_keep].bool()
-        branches = input_ids[:, -logits_to_keep:].unflatten(0, (-1, size))
-        if self._positives is not None:
-            branches = torch.cat([branches, self._positives[0]], dim=1)
+        branches = self._with_positives(input_ids[:, -logits_to_keep:].unflatten(0, (-1, size)))
         fused = self._trunk is not None and torch.is_grad_enabled()
         chunk = len(branches) if fused else max((batch_size or len(input_ids)) // size, 1)
         scores = [

@@ -59,18 +59,14 @@ def rank_disagreement(log_probs_PN: Float[Tensor, "P N"], listed: CandidateList)
     return (by_model_PN - by_value_PN).abs() / n_others_P1
 
 
-def imitation_weights(
-    values_PN: Float[Tensor, "P N"], disagreement_PN: Float[Tensor, "P N"], *, base: float = 1.0
-) -> Float[Tensor, "P N"]:
-    """Return w_VSL; ``values`` are at least 0 and of the order of 1 (scale a value such as an eCPM before)."""
-    return base * (disagreement_PN * values_PN.log1p()).exp()
+def imitation_weights(values_PN: Float[Tensor, "P N"], disagreement_PN: Float[Tensor, "P N"]) -> Float[Tensor, "P N"]:
+    """Return w_VSL for w0 = 1; ``values`` are at least 0 and of the order of 1 (scale an eCPM before)."""
+    return (disagreement_PN * values_PN.log1p()).exp()
 
 
-def preference_weights(
-    disagreement_PN: Float[Tensor, "P N"], *, z_max: float, base: float = 1.0
-) -> Float[Tensor, "P N"]:
-    """Return w_RL; the source leaves ``z_max`` undefined."""
-    return base * z_max * (1 - disagreement_PN)
+def preference_weights(disagreement_PN: Float[Tensor, "P N"], *, z_max: float) -> Float[Tensor, "P N"]:
+    """Return w_RL for w0 = 1; the source leaves ``z_max`` undefined."""
+    return z_max * (1 - disagreement_PN)
 
 
 def unified_weights(

@@ -23,6 +23,11 @@ from genrec_rl.types import Context, Example
 _TIMES = 1 << 33
 """Seconds UTC below this bound, the year 2242, fit beside an item's row in one integer."""
 
+N_LAST = 5
+"""Steps that a transition may lie apart: newest history items that count."""
+DECAY = 0.5
+"""Weight of each step after the first."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LogCounts:
@@ -45,7 +50,7 @@ class LogCounts:
     shown_keys: Int64[np.ndarray, " shown"]
 
     @classmethod
-    def fit(cls, pages: Sequence[Example], *, n_items: int, n_last: int = 5, decay: float = 0.5) -> Self:
+    def fit(cls, pages: Sequence[Example], *, n_items: int, n_last: int = N_LAST, decay: float = DECAY) -> Self:
         """Count what followed what within ``n_last`` steps, and when each item was taken.
 
         Args:

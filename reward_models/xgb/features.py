@@ -18,11 +18,8 @@ from jaxtyping import Bool, Float32, Int, Int64
 
 from genrec_rl.data.pages import DAY
 from genrec_rl.types import Context
-from reward_models.xgb.counts import LogCounts
+from reward_models.xgb.counts import DECAY, N_LAST, LogCounts
 
-N_LAST = 5
-"""Newest history items whose transitions are read."""
-DECAY = 0.5
 PRIOR_TAKEN = 5
 """Showings before which an item's share of being taken counts as one half: as many taken, as many left."""
 NO_CATEGORY = -1

@@ -67,8 +67,7 @@ def test_disagreement_has_no_gradient():
 def test_weights_are_the_equations():
     values, disagreement = torch.tensor([[0.5, 0.5, 3.0]]), torch.tensor([[0.0, 1.0, 0.5]])
     assert imitation_weights(values, disagreement)[0].tolist() == pytest.approx([1, 1.5, 2])
-    assert imitation_weights(values, disagreement, base=2.0)[0].tolist() == pytest.approx([2, 3, 4])
-    assert preference_weights(disagreement, z_max=3.0, base=2.0)[0].tolist() == pytest.approx([6, 0, 3])
+    assert preference_weights(disagreement, z_max=3.0)[0].tolist() == pytest.approx([3, 0, 1.5])
 
 
 def test_a_positive_that_a_rollout_found_has_that_rollouts_weight():
