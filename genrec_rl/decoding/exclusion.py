@@ -8,7 +8,7 @@ that begin with it are excluded, so that no beam under a trie ends in nothing, a
     N items     D distinct SIDs
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -82,26 +82,25 @@ class SeenItems:
             self._n_sids.append(n_sids)
             self._first.append(first)
 
-    def n_left(self, contexts: Sequence[Context]) -> Int[np.ndarray, " B"]:
+    def n_left(self, contexts: Iterable[Context]) -> Int[np.ndarray, " B"]:
         """Return how many SIDs of the catalogue each context leaves."""
         seen = [len(np.unique(self._sid_of_N[context.seen])) for context in contexts]
         return len(self._tokens_DL) - np.array(seen, np.int64)
 
-    def of(self, contexts: Sequence[Context], *, at_least: int = 0) -> Exclusion:
-        """Return what some contexts close.
-
-        Args:
-            contexts: all that is ``seen`` is excluded: a history that was cut leaves older items in.
-            at_least: SIDs of the catalogue that each must leave.
+    def check(self, contexts: Iterable[Context], *, at_least: int) -> None:
+        """Check that each context leaves so many SIDs of the catalogue.
 
         Raises:
             RolloutError: when one leaves fewer.
         """
-        if at_least and (fewest := self.n_left(contexts).min(initial=at_least)) < at_least:
+        if (fewest := self.n_left(contexts).min(initial=at_least)) < at_least:
             raise RolloutError(
                 f"exclude_seen leaves a request {fewest} SIDs of the catalogue, and {at_least} are asked for; ask "
                 "for fewer (num_generations), or set exclude_seen: false"
             )
+
+    def of(self, contexts: Sequence[Context]) -> Exclusion:
+        """Return what some contexts close: all that is ``seen``. A history that was cut leaves older items in."""
         seen = [np.unique(self._sid_of_N[context.seen]) for context in contexts]
         return Exclusion(tuple(self._closed(level, seen) for level in range(self._tokens_DL.shape[1])))
 

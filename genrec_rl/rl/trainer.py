@@ -17,16 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather
-from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 from trl import GRPOTrainer
-from trl.models import unwrap_model_for_generation
 from typing_extensions import override
 
-from genrec_rl.decoding.beam_search import BeamPlan, Beams
-from genrec_rl.decoding.exclusion import Exclusion, SeenItems
+from genrec_rl.decoding.beam_search import Beams
 from genrec_rl.decoding.recommender import resolve
 from genrec_rl.decoding.validation import Validation
 from genrec_rl.errors import RolloutError
@@ -49,14 +46,14 @@ from genrec_rl.rl.rollouts import (
     build_prompts,
     inject_positives,
     page_answers,
-    roll_out_from,
     sample_positives,
 )
+from genrec_rl.rl.search import RolloutSearch
 from genrec_rl.rl.selection import guarded
 from genrec_rl.rl.start import Start, StartProbe, draw_requests
 from genrec_rl.rl.telemetry import rollout_metrics, rollout_table
 from genrec_rl.rl.unified import candidate_list, unified_weights
-from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
+from genrec_rl.types import NO_ITEM, CalibratedRewards, Context, Example, Rollouts
 
 _GROUP_KEYS = ("completion_ids", "completion_mask", "advantages", "old_per_token_logps", "ref_per_token_logps")
 _PROMPT_KEYS = ("prompt_ids", "prompt_mask")
@@ -99,7 +96,7 @@ class GRPOSRTrainer(GRPOTrainer):
         self.policy, self.examples, self.scorer, self.validation = policy, examples, scorer, validation
         self._newest: tuple[Sequence[Example], Rollouts, CalibratedRewards] | None = None
         self._batch: tuple[Sequence[Example], Sequence[Sequence[int]]] = ((), ())
-        self._excluded: Exclusion | None = None
+        self._contexts: Sequence[Context] = ()
         self._beams: Beams | None = None
         self._divisor_P1: Tensor | None = None
         self._positives: tuple[Tensor, Tensor] | None = None
@@ -122,8 +119,9 @@ class GRPOSRTrainer(GRPOTrainer):
             )
         self._reader = Reader(policy, scorer.catalog, self.accelerator, length_groups=args.length_groups)
         self.is_fused, self.why_not_fused = fuses(args, self.model, is_deepspeed=self.is_deepspeed_enabled)
-        self._seen = SeenItems(scorer.catalog, policy.vocab) if args.exclude_seen else None
-        self._plan = BeamPlan((self.num_generations,) * policy.vocab.n_levels, policy.model.config.softmax)
+        self._search = RolloutSearch(
+            policy, scorer.catalog, self._reader, self.accelerator, args=args, start=self._start, examples=examples
+        )
         if validation is not None and isinstance(validation.watch, HackingWatch) and args.probe_requests:
             requests = draw_requests(validation.examples, n=args.probe_requests,
                                      process=args.process_index, n_processes=args.world_size)  # fmt: skip
@@ -139,34 +137,17 @@ class GRPOSRTrainer(GRPOTrainer):
         ids, is_prompt = (x.to(self.accelerator.device) for x in batch)
         if self.is_fused:
             self._trunk = self._reader.trunk(self.model_wrapped, ids, is_prompt)
-        self._beams = self._search(ids, is_prompt)
+        micro_step = self._step % self.args.gradient_accumulation_steps
+        noise = (self.args.seed, self.state.global_step, micro_step, self.accelerator.process_index)
+        self._beams = self._search(
+            self.model_wrapped, ids, is_prompt, trunk=self._trunk, contexts=self._contexts, seeds=noise
+        )
         tokens = self._beams.tokens_BWL
         if self.args.inject_positives:
             examples, seeds = self._batch
             tokens, is_missed = inject_positives(tokens, examples, self.policy.prompts, seeds=seeds)
             self._log_metric("rollout/injected_share", is_missed.float().mean().item())
         return {"prompt_ids": prompts, "completion_ids": tokens.flatten(0, 1).tolist(), "logprobs": None}
-
-    def _search(self, ids: Tensor, is_prompt: Tensor) -> Beams:
-        with torch.no_grad(), unwrap_model_for_generation(self.model_wrapped, self.accelerator) as wrapped:
-            model = wrapped.get_base_model() if isinstance(wrapped, PeftModel) else wrapped
-            trie = self.scorer.catalog.trie if self.args.constrained_rollouts else None
-            settings: dict[str, Any] = {"kind": self.args.rollouts, "vocab": self.policy.vocab, "plan": self._plan}
-            settings |= {"trie": trie, "generator": self._noise(), "excluded": self._excluded}
-            if self.args.rollouts_from == "start":
-                assert self._start is not None
-                with self._start.network(wrapped) as start, self.accelerator.autocast():
-                    return roll_out_from(start, self._reader.trunk(start, ids, is_prompt), **settings)
-            with in_eval_mode(model), self.accelerator.autocast():
-                trunk = self._trunk or self._reader.trunk(model, ids, is_prompt)
-                return roll_out_from(model, trunk, **settings)
-
-    def _noise(self) -> torch.Generator:
-        """Return this step's and this process's source of noise, which a resumed run finds again."""
-        micro_step = self._step % self.args.gradient_accumulation_steps
-        seeds = (self.args.seed, self.state.global_step, micro_step, self.accelerator.process_index)
-        seed = int(np.random.SeedSequence(seeds).generate_state(1)[0])
-        return torch.Generator(self.accelerator.device).manual_seed(seed)
 
     @override
     def _calculate_rewards(
@@ -195,10 +176,7 @@ class GRPOSRTrainer(GRPOTrainer):
         examples = [asked(row, self.examples) for row in inputs[::size]]
         seeds = [(self.args.seed, self.state.global_step, row["page"]) for row in inputs[::size]]
         self._batch = (examples, seeds)
-        if self._seen is not None:  # (whole histories, whatever the prompts kept of them)
-            contexts = [self.examples[row["page"]].context for row in inputs[::size]]
-            enough = size if self.args.constrained_rollouts else 0
-            self._excluded = self._seen.of(contexts, at_least=enough).to(self.accelerator.device)
+        self._contexts = [self.examples[row["page"]].context for row in inputs[::size]]
         output = super()._generate_and_score_completions(inputs)
         for name in _GROUP_KEYS:
             if output.get(name) is not None:
