@@ -2,14 +2,17 @@
 
     make demo && python benchmarks/demo_table.py
 
-Reads   runs/demo/eval/{eval.json,table.md} and the stages' records.
-Writes  benchmarks/results/demo_movielens.{json,md}; the part of README.md between its demo-table markers.
+Reads   runs/demo/eval/{eval.json,table.md} and the stages' records; and runs/demo/eval_rl, where the commands of
+        README's "What RL gains" have run.
+Writes  benchmarks/results/demo_movielens.{json,md}, and demo_listwise_kl.{json,md}; the part of README.md between its
+        demo-table markers.
 """
 
 import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.written import README, fill_part
@@ -18,28 +21,36 @@ from genrec_rl.tracking import STAGE_FILE, console, require_stage, run_recipe
 RUNS = Path("runs/demo")
 RESULTS = Path("benchmarks/results")
 STAGES = ("data", "sids", "sft", "reward", "grpo", "grpo_sr", "eval")
+OF_LISTWISE_KL = ("xgb", "listwise_kl", "eval_rl")
 KEPT = ("Constrained decoding", "Unconstrained decoding", "What this says")
 
 
 def main() -> None:
     for stage in STAGES:
         require_stage(RUNS / stage, stage=stage, command="make demo #")
-    records = {stage: json.loads((RUNS / stage / STAGE_FILE).read_text()) for stage in STAGES}
-    measured = json.loads((RUNS / "eval" / "eval.json").read_text())
+    fill_part(README, "demo-table", for_readme(keep("demo_movielens", STAGES, command="make demo")))
+    if (RUNS / OF_LISTWISE_KL[-1] / STAGE_FILE).is_file():
+        keep("demo_listwise_kl", OF_LISTWISE_KL, command="README, What RL gains")
+
+
+def keep(name: str, stages: Sequence[str], *, command: str) -> str:
+    """Copy what the last of some stages measured, with how long each took, and return its table."""
+    records = {stage: json.loads((RUNS / stage / STAGE_FILE).read_text()) for stage in stages}
+    folder, last = RUNS / stages[-1], records[stages[-1]]
     result = {
-        "command": "make demo",
-        "commit": records["eval"]["commit"],
-        "versions": records["eval"]["versions"],
+        "command": command,
+        "commit": last["commit"],
+        "versions": last["versions"],
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, no GPU",
         "seconds": {stage: record["seconds"] for stage, record in records.items()},
-        **measured,
+        **json.loads((folder / "eval.json").read_text()),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "demo_movielens.json").write_text(json.dumps(result, indent=2) + "\n")
-    table = (RUNS / "eval" / "table.md").read_text()
-    (RESULTS / "demo_movielens.md").write_text(table)
-    fill_part(README, "demo-table", for_readme(table))
-    console.print(f"{RESULTS}/demo_movielens.json, .md and README.md hold the demo of commit {result['commit']}")
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    table = (folder / "table.md").read_text()
+    (RESULTS / f"{name}.md").write_text(table)
+    console.print(f"{RESULTS}/{name}.json and .md hold what commit {last['commit']} measured")
+    return table
 
 
 def for_readme(table: str) -> str:
