@@ -78,24 +78,25 @@ def draw(result: Mapping[str, Any], curves: Mapping[str, Mapping[str, Logged]], 
     rows = np.atleast_1d(figure.subfigures(n_rows, 1, height_ratios=heights))
     rows[0].suptitle(f"{title}: test, minus SFT, 95 % over users (hollow: holds 0; in brackets: seeds)", fontsize=10)
     seeds = {name: len(result["systems"][name]["NDCG@10"]) for name in arms}
-    for axes, (metric, of) in zip(panels(rows[0], len(gained), n_columns), gained.items(), strict=True):
+    for axes, (metric, of) in zip(places(rows[0], len(gained), n_columns)[0], gained.items(), strict=True):
         draw_gains(axes, seeds, of, title=GAINED[metric])
     if drawn:
-        below = panels(rows[1], len(drawn), n_columns)
+        below, empty = places(rows[1], len(drawn), n_columns)
         for axes, (metric, lines) in zip(below, drawn.items(), strict=True):
             draw_curves(axes, lines, title=CURVES[metric])
         handles = {name: line for axes in below for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-        rows[1].legend(handles.values(), handles, frameon=False, fontsize=7, loc="outside right")
+        where = (empty[0], "center left") if empty else (rows[1], "outside right")
+        where[0].legend(handles.values(), handles, frameon=False, fontsize=7, loc=where[1])
     figure.savefig(file, dpi=130)
     plt.close(figure)
 
 
-def panels(row: Any, n: int, n_columns: int) -> list[Axes]:
-    """Return the first n of a row's places, and leave the others empty."""
-    places = [*np.atleast_1d(row.subplots(1, n_columns))]
-    for empty in places[n:]:
+def places(row: Any, n: int, n_columns: int) -> tuple[list[Axes], list[Axes]]:
+    """Return the first n of a row's places, and the others, which stay empty."""
+    all_of_row = [*np.atleast_1d(row.subplots(1, n_columns))]
+    for empty in all_of_row[n:]:
         empty.set_axis_off()
-    return places[:n]
+    return all_of_row[:n], all_of_row[n:]
 
 
 def gains(result: Mapping[str, Any], metric: str) -> dict[str, dict[str, float]]:
