@@ -122,7 +122,7 @@ def measure(
     means = {metric: float(values[metric].mean()) for metric in METRICS}
     unseen = replace(
         answers,
-        rows_PK=without_seen(answers.rows_PK, [e.context.history for e in dataset.examples(split, max_history=None)]),
+        rows_PK=without_seen(answers.rows_PK, [e.context.seen for e in dataset.examples(split, max_history=None)]),
     )
     values = measure_requests(unseen, examples, catalog=catalog, popularity=dataset.popularity, ks=PLAN.ks)
     return means | {f"{metric} unseen": float(values[metric].mean()) for metric in UNSEEN}

@@ -46,7 +46,7 @@ class PrepareSettings:
     )
     exposed_is_taken: bool | None = field(
         default=None,
-        metadata={"help": "an exposed item was taken and not liked, not only shown; none: as the source says"},
+        metadata={"help": "an exposed item was taken and not liked, not only shown; left out: as the source says"},
     )
     n_users: int = field(default=1_000, metadata={"help": "users of the synthetic market"})
     n_items: int = field(default=1_000, metadata={"help": "items of the synthetic market"})

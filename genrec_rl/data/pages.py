@@ -293,7 +293,7 @@ def build_pages(
         history_start=start,
         history_end=end,
         values=target["value"].to_numpy() if has_values else None,
-        disliked=_disliked(on_page.filter(~is_positive), pages, history) if exposed_is_taken else None,
+        disliked=_disliked(on_page, pages, history) if exposed_is_taken else None,
     )
 
 
@@ -308,7 +308,8 @@ def _known_before(
 
 
 def _disliked(events: pl.DataFrame, pages: pl.DataFrame, history: HistoryRule) -> Disliked:
-    first, start, end = _known_before(events, pages, history)
+    is_liked = pl.col("action").max().over("page", "row") >= Action.CLICK  # (shown and then taken: the page's answer)
+    first, start, end = _known_before(events.filter(~is_liked), pages, history)
     return Disliked(first["row"].to_numpy(), first["timestamp"].to_numpy(), start, end)
 
 

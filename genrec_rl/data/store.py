@@ -240,6 +240,8 @@ def _read_card(path: Path) -> DatasetCard:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is damaged ({error}); prepare the data again with `{COMMAND}`") from None
     value = values.pop("value", None)
+    if not isinstance(values.get("exposed_is_taken", False), bool):
+        raise DataError(f"{path}: exposed_is_taken is {values['exposed_is_taken']!r}; write true or false")
     differing = (values.keys() - {"exposed_is_taken"}) ^ ({f.name for f in fields(DatasetCard)} - {*_WHERE_KNOWN})
     if value is not None:
         differing |= value.keys() ^ {f.name for f in fields(ValueFacts)}

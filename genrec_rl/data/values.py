@@ -72,6 +72,9 @@ def fit_buckets(values: Float[np.ndarray, " n"], *, n_buckets: int) -> ValueBuck
         edges = distinct[np.unique(np.where(wanted - upto[below] <= upto[above] - wanted, below, above))]
     place = np.searchsorted(edges, np.log1p(worth))
     means = np.bincount(place, weights=worth) / np.bincount(place)
+    largest = np.zeros(len(means))
+    np.maximum.at(largest, place, worth)
+    means = np.minimum(means, largest)  # (a mean of equal values may be rounded up, over its edge)
     return ValueBuckets(tuple(edges.tolist()), (0.0, *means.tolist()))
 
 

@@ -150,6 +150,7 @@ def describe(
         "page_rule": dataset.card.page_rule,
         "page": dataset.card.page,
         "positives": "clicked and ordered items of the page",
+        "exposed": "taken and not liked" if dataset.card.exposed_is_taken else "shown",
         "history": f"newest {max_history} clicked or ordered items before the page",
         "ranking": f"all {catalog.n_items} items, those taken before {'' if exclude_seen else 'not '}excluded",
         EXCLUDE_SEEN: "true" if exclude_seen else "false",

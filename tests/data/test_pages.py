@@ -183,6 +183,13 @@ def test_by_order_earlier_dislikes_of_the_same_second_are_known():
     assert (disliked(by_time), disliked(by_order)) == ([[], []], [[], [A]])
 
 
+@pytest.mark.parametrize("rule", ["time", "order"])
+def test_what_was_shown_and_then_taken_is_no_dislike(rule):
+    rows = (("u", "A", 10, "click", "p"), ("u", "C", 30, "expose", "q"), ("u", "C", 31, "order", "q"),
+            ("u", "B", 40, "click", "r"))  # fmt: skip
+    assert disliked(build_pages(log(*rows), ITEMS, history=rule, exposed_is_taken=True)) == [[], [], []]
+
+
 def test_a_users_dislikes_are_found_up_to_a_time():
     found = build_pages(log(*RATED), ITEMS, exposed_is_taken=True).disliked
     assert [found.of_user(0, 2, time=time).tolist() for time in (10, 11, 99)] == [[], [A], [A, C, D, A]]

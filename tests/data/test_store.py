@@ -81,6 +81,15 @@ def test_loading_gives_back_what_was_written(tmp_path):
     assert events["request_id"].to_list() == ["u:0", "u:0", "u:1", "u:1", "u:2", "v:0", "v:1", "v:2"]
 
 
+@pytest.mark.parametrize("word", ["no", "true", 1, None])
+def test_a_card_that_says_neither_true_nor_false_is_refused(tmp_path, word):
+    write_dataset(tables(exposed_is_taken=True), tmp_path)
+    card = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps(card | {"exposed_is_taken": word}))
+    with pytest.raises(DataError, match=r"exposed_is_taken is .*; write true or false"):
+        load_dataset(tmp_path)
+
+
 def test_popularity_counts_training_pages_only(tmp_path):
     write_dataset(tables(), tmp_path)
     assert load_dataset(tmp_path).popularity.tolist() == [1, 2, 0, 0]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from genrec_rl.data.values import ValueBuckets, describe_values, fit_buckets, value_of_items
@@ -43,6 +43,7 @@ def test_one_distinct_value_is_one_bucket():
 
 
 @given(st.lists(st.floats(0, 1e12), min_size=1, max_size=40).filter(any), st.integers(1, 12))
+@example([1.0, 0.003, 0.003, 0.003], 2)
 def test_means_lie_between_their_buckets_edges(values, n_buckets):
     found = fit_buckets(np.array(values), n_buckets=n_buckets)
     assert len(found) <= n_buckets + 1
