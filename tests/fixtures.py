@@ -56,11 +56,18 @@ def make_context(
     )
 
 
-def make_example(history: list[int], orders: list[int], clicks: list[int] = (), exposed: list[int] = ()) -> Example:
+def make_example(
+    history: list[int],
+    orders: list[int],
+    clicks: list[int] = (),
+    exposed: list[int] = (),
+    *,
+    disliked: list[int] = (),
+) -> Example:
     actions = [Action.ORDER] * len(orders) + [Action.CLICK] * len(clicks) + [Action.EXPOSE] * len(exposed)
     return Example(
         request_id=f"r{history}{orders}",
-        context=make_context(history),
+        context=make_context(history, disliked=disliked),
         items=np.array([*orders, *clicks, *exposed], np.int32),
         actions=np.array(actions, np.int8),
     )

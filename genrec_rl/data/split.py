@@ -91,7 +91,8 @@ def refuse_leakage(pages: PageTable, split: PageSplit) -> None:
 
     Raises:
         DataError: when a page is in two splits, when a training history holds an item of a validation or test
-            page or a validation history one of a test page, or when a history holds the page itself or later events.
+            page or a validation history one of a test page, or when a history holds the page itself or later events,
+            or what is known to be disliked a later event.
     """
     parts: dict[str, np.ndarray] = {"train": split.train, "valid": split.valid, "test": split.test}
     owner, counts = np.unique(np.concatenate(list(parts.values())), return_counts=True)
@@ -111,6 +112,10 @@ def refuse_leakage(pages: PageTable, split: PageSplit) -> None:
     newest = np.append(pages.history_times, 0)[np.maximum(pages.history_end - 1, 0)]
     is_future = pages.has_history & ((pages.history_end > first_own) | (newest > pages.times))
     _refuse_page(pages, np.flatnonzero(is_future), "history holds its own or later events")
+    if (disliked := pages.disliked) is not None:
+        newest = np.append(disliked.times, 0)[np.maximum(disliked.end - 1, 0)]
+        is_future = (disliked.end > disliked.start) & (newest > pages.times)
+        _refuse_page(pages, np.flatnonzero(is_future), "dislikes hold later events")
 
 
 def _refuse_page(pages: PageTable, bad: np.ndarray, reason: str) -> None:

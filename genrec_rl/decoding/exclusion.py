@@ -93,11 +93,12 @@ class SeenItems:
         Raises:
             RolloutError: when one leaves fewer.
         """
-        if (fewest := self.n_left(contexts).min(initial=at_least)) < at_least:
-            raise RolloutError(
-                f"exclude_seen leaves a request {fewest} SIDs of the catalogue, and {at_least} are asked for; ask "
-                "for fewer (num_generations), or set exclude_seen: false"
-            )
+        for context in contexts:
+            if (n_left := self.n_left([context]).item()) < at_least:
+                raise RolloutError(
+                    f"exclude_seen leaves a request of user '{context.user_id}' {n_left} SIDs of the catalogue, and "
+                    f"{at_least} are asked for; ask for fewer (num_generations), or set exclude_seen: false"
+                )
 
     def of(self, contexts: Sequence[Context]) -> Exclusion:
         """Return what some contexts close: all that is ``seen``. A history that was cut leaves older items in."""

@@ -71,6 +71,10 @@ def test_users_whose_requests_were_no_prompts_are_a_stratum():
     assert requests.strata["/unlabelled"].tolist() == [True, False]
 
 
+def test_what_was_disliked_is_seen():
+    assert [seen.tolist() for seen in Requests.of([make_example([1], [2], disliked=[4])]).seen] == [[1, 4]]
+
+
 def test_division_with_an_empty_side_is_left_out():
     assert set(REQUESTS.strata) == {"/same_day", "/new_day"}
 

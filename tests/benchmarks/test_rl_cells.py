@@ -67,9 +67,9 @@ def test_a_judge_that_learns_from_the_log_alone_is_made_once():
 
 
 def test_accuracy_without_what_users_have_taken_moves_the_others_up():
-    found = measure_unseen(np.array([[3, *range(4, 12), 2, 1]]), [make_example([3], [1])])
+    found = measure_unseen(np.array([[3, *range(4, 12), 2, 1]]), [make_example([3], [1], disliked=[4])])
     assert found["HR@10/unseen"].tolist() == [1.0]
-    assert found["NDCG@10/unseen"].tolist() == pytest.approx([1 / np.log2(11)])
+    assert found["NDCG@10/unseen"].tolist() == pytest.approx([1 / np.log2(10)])
 
 
 def test_next_items_are_asked_for_where_the_protocol_asks_for_them():

@@ -137,6 +137,16 @@ def test_history_with_the_page_itself_or_later_events_is_refused(action):
         refuse_leakage(pages, PageSplit(indices(0), indices(1), indices(2), 0))
 
 
+def test_dislikes_of_later_events_are_refused():
+    rows = [*clicks("u", [1]), *clicks("u", [2]), *clicks("u", [3]), *clicks("u", [4], "expose")]
+    pages = build_pages(log(*rows), ITEMS, exposed_is_taken=True)
+    split = PageSplit(indices(0), indices(1), indices(2), 0)
+    refuse_leakage(pages, split)
+    pages.disliked.end[2] = 1
+    with pytest.raises(DataError, match=r"page u3 \(and 0 more\): its dislikes hold later events"):
+        refuse_leakage(pages, split)
+
+
 EVENT = st.tuples(
     st.sampled_from("xyz"),
     st.sampled_from("ABCDEF"),

@@ -48,10 +48,10 @@ def test_sids_that_histories_leave_are_counted():
 
 def test_a_history_that_leaves_too_few_is_refused_with_both_numbers():
     seen = SeenItems(CATALOG, POLICIES["vocabulary"].vocab)
-    contexts = [make_context([0]), make_context([3, 4, 5])]
+    contexts = [make_context([0]), make_context([3, 4, 5], user="v")]
     seen.check(contexts, at_least=9)
     seen.check([], at_least=9)
-    with pytest.raises(RolloutError, match="leaves a request 9 SIDs of the catalogue, and 10 are asked for"):
+    with pytest.raises(RolloutError, match="a request of user 'v' 9 SIDs of the catalogue, and 10 are asked for"):
         seen.check(contexts, at_least=10)
 
 

@@ -21,7 +21,7 @@ class Scripted:
 
 
 def test_means_over_all_pages():
-    pages = [make_example([], [0]), make_example([4, 7, 11], [2]), make_example([0], [11])]
+    pages = [make_example([], [0]), make_example([4, 11], [2], disliked=[7]), make_example([0], [11])]
     found = Validation(pages, Scripted(), beams=10).measure(Accelerator(cpu=True))
     expected = {"hr@10": 2 / 3, "ndcg@10": (1 + 0.5 + 0) / 3, "seen@10": (0 + 0.2 + 0.1) / 3, "har@10": 0.5}
     assert found == pytest.approx(expected)

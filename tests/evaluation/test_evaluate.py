@@ -78,6 +78,15 @@ def test_positives_that_were_taken_before_are_counted(examples):
     assert positives_seen([]) == 0
 
 
+def test_ranks_given_to_what_was_disliked_count_as_seen(good, examples, catalog):
+    """User a is answered 2, 0, 1 after a history of 0 and 1."""
+    known = replace(examples[0], context=replace(examples[0].context, disliked=np.array([2])))
+    for example, at_1, at_3 in ((examples[0], 0, 2 / 3), (known, 1, 1)):
+        report = run([System("good", lambda: good, ("constrained",))], [example], catalog)
+        assert mean(report, "good", "constrained", "seen@1") == pytest.approx(at_1)
+        assert mean(report, "good", "constrained", "seen@3") == pytest.approx(at_3)
+
+
 def test_exposed_items_are_no_hits(catalog, examples, good):
     exposed_only = [replace(examples[0], actions=np.array([Action.EXPOSE, Action.CLICK], dtype=np.int8))]
     report = run([System("good", lambda: good, ("constrained",))], exposed_only, catalog)

@@ -229,19 +229,19 @@ def sum_over_children(trainer, twin, batch, answer):
     {"policy_term": "listwise_kl", "rollouts_from": "start"}, {"constrained_rollouts": False},
 ])  # fmt: skip
 def test_no_rollout_is_what_the_user_has_taken_already(catalog, tmp_path, choices):
-    pages = [make_example([i, i + 1, i + 2], [i]) for i in range(6)]
+    pages = [make_example([i, i + 1], [i], disliked=[i + 2]) for i in range(6)]
     settings = {"exclude_seen": True, "constrained_rollouts": True, **choices}
     softmax = "children" if settings["constrained_rollouts"] else "vocabulary"
     trainer, loss = step(taught(catalog, softmax=softmax), catalog, pages, tmp_path, **settings)
     for page, rows in zip(pages, trainer._newest[1].rows_PG.tolist(), strict=True):
-        assert not set(rows) & set(page.context.history.tolist())
+        assert not set(rows) & set(page.context.seen.tolist())
         assert not settings["constrained_rollouts"] or len({*rows} - {NO_ITEM}) == G
     assert loss.isfinite()
 
 
 def test_a_request_that_has_taken_nearly_everything_is_refused(catalog, tmp_path):
     pages = [make_example(list(range(10)), [11]), *(make_example([i], [i]) for i in range(5))]
-    with pytest.raises(RolloutError, match="leaves a request 2 SIDs"):
+    with pytest.raises(RolloutError, match="leaves a request of user 'u' 2 SIDs"):
         step(make_policy(catalog), catalog, pages, tmp_path, exclude_seen=True, constrained_rollouts=True)
     trainer, _ = step(make_policy(catalog), catalog, pages, tmp_path, exclude_seen=True)
     assert not set(trainer._newest[1].rows_PG[0].tolist()) & set(range(10))

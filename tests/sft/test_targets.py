@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from genrec_rl.data.pages import DAY
+from genrec_rl.data.pages import DAY, Disliked
 from genrec_rl.errors import ConfigError
 from genrec_rl.models.prompts import PromptGrammar
 from genrec_rl.sft.targets import WHOLE, answers_of, page_items, training_requests
@@ -131,6 +131,13 @@ def test_running_requests_are_every_item_after_all_before_it():
     assert found[-1].positives.tolist() == [5]
     assert [example.positives.tolist() for example in found[1:3]] == [[1], [3]]
     assert {example.context.user_id for example in found} == {"u0"}
+
+
+def test_running_requests_know_what_was_disliked_before_their_page():
+    disliked = Disliked(np.array([11, 12]), np.array([0, 1]), start=np.array([0] * 6), end=np.array([0, 1, 2, 2, 2, 2]))
+    dataset = SimpleNamespace(pages=replace(TABLE, disliked=disliked), split=SimpleNamespace(train=np.array([0, 2])))
+    found = training_requests(dataset, "running", max_history=1)
+    assert [example.context.disliked.tolist() for example in found] == [[], [], [11, 12], [11, 12], [11, 12]]
 
 
 def test_page_requests_are_the_training_pages():
