@@ -211,6 +211,30 @@ def test_page_term_is_the_pages_answer_after_its_prompt(catalog, examples, tmp_p
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_second_iteration_weighs_the_same_rollouts_by_their_clipped_ratio(catalog, examples, tmp_path):
+    policy, read, epsilon = taught(catalog), [], 0.05
+    trainer = make_trainer(policy, catalog, examples, tmp_path, **BATCH, num_iterations=2, max_steps=2, epsilon=epsilon)
+    compute_loss = trainer._compute_loss
+
+    def spy(model, inputs):
+        rows = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
+        prompts = [ids[is_prompt].numpy() for ids, is_prompt in rows]
+        now = one_by_one(policy.model, prompts, inputs["completion_ids"]).detach()
+        read.append((inputs["completion_ids"], inputs["advantages"], now, loss := compute_loss(model, inputs)))
+        return loss
+
+    trainer._compute_loss = spy
+    trainer.train()
+    (tokens, advantages, before, _), (again, same, now, loss) = read
+    assert tokens.equal(again)
+    assert advantages.equal(same)
+    ratio = (now - before).exp()
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
+    assert 0.2 < (ratio != clipped).float().mean() < 0.8
+    gain = torch.minimum(ratio * advantages[..., None], clipped * advantages[..., None])
+    assert loss.item() == pytest.approx(-gain.mean().item(), rel=1e-4)
+
+
 def sum_over_children(trainer, twin, batch, answer):
     """Log-probability of an answer, each code among those that go on to an item."""
     ids = torch.cat([batch[0], answer[0]], dim=1)
