@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     inputs = Inputs.read(settings.data_dir, settings.sid_dir)
     popularity = inputs.dataset.popularity
     model = combine(settings, load_members(settings, inputs.catalog), inputs.dataset)
-    tuning, held_out = inputs.halves(max_history=None, seed=settings.seed)
+    _, held_out = inputs.halves(max_history=None, seed=settings.seed)
     proposed = None
     if policy.policy_dir:
         (rows_PG,) = propose(policy, [held_out], catalog=inputs.catalog, made_from=inputs.folders)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         tracker.log(report.flat())
     folders = {f"member_{i}": word.rpartition("=")[2] for i, word in enumerate(settings.members)}
-    finish(model, report, inputs, tuning=tuning, held_out=held_out, output_dir=output_dir, config=config,
+    finish(model, report, inputs, output_dir=output_dir, config=config,
            further_inputs=folders | policy.inputs, started=started)  # fmt: skip
 
 

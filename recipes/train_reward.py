@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
             learnt_proposals=learns != "log",
         )
         tracker.log(report.flat())
-    finish(model, report, inputs, tuning=tuning, held_out=held_out, output_dir=output_dir, config=config,
+    finish(model, report, inputs, output_dir=output_dir, config=config,
            further_inputs=policy.inputs, started=started)  # fmt: skip
 
 

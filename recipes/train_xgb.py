@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             proposed=candidates[2] if policy.policy_dir else None,
         )
         tracker.log(report.flat() | {f"reward/gain/{name}": share for name, share in model.importance.items()})
-    finish(model, report, inputs, tuning=tuning, held_out=held_out, output_dir=output_dir, config=config,
+    finish(model, report, inputs, output_dir=output_dir, config=config,
            further_inputs=policy.inputs, started=started)  # fmt: skip
 
 

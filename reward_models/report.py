@@ -135,37 +135,56 @@ def judge(
         kinds = {"exposed": exposed} | kinds
     if proposed is not None:
         kinds["proposed"] = proposed
-    slices = {name: _measure(model, candidates, popularity, seed=seed) for name, candidates in kinds.items()}
-    mixture = proposed if proposed is not None and learnt_proposals else None
-    if mixture is None:
-        mixture = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=negatives_per_positive)
-    is_real_PG = mixture.is_real_PG
-    probabilities = {name: found_PG[is_real_PG] for name, found_PG in _probabilities(model, mixture).items()}
-    clicks, labels = probabilities["click"], mixture.labels_PG[is_real_PG]
-    orders, ordered = probabilities.get("order"), mixture.is_ordered_PG[is_real_PG].astype(np.float32)
+    answers = {name: _Answers.of(model, candidates) for name, candidates in kinds.items()}
+    if proposed is not None and learnt_proposals:
+        mixture = answers["proposed"]
+    else:
+        drawn = label_candidates(examples, sampler=sampler, rng=rng, negatives_per_positive=negatives_per_positive)
+        mixture = _Answers.of(model, drawn)
+    is_real_PG = mixture.asked.is_real_PG
+    clicks, labels = mixture.probabilities["click"], mixture.labels
+    orders, ordered = mixture.probabilities.get("order"), mixture.asked.is_ordered_PG[is_real_PG].astype(np.float32)
     return RewardReport(
-        slices=slices,
+        slices={name: _slice(of_kind, popularity, seed=seed) for name, of_kind in answers.items()},
         calibration=calibration_quality(clicks, labels),
         order_calibration=None if orders is None or not ordered.any() else calibration_quality(orders, ordered),
         reliability=_reliability(clicks, labels),
-        popularity_bands=by_popularity(clicks, labels, popularity[mixture.rows_PG[is_real_PG]]),
+        popularity_bands=by_popularity(clicks, labels, popularity[mixture.asked.rows_PG[is_real_PG]]),
         n_users=len({example.context.user_id for example in examples}),
         n_pages=len(examples),
     )
 
 
-def _measure(
-    model: RewardModel, candidates: LabelledCandidates, popularity: Int[np.ndarray, " n"], *, seed: int
-) -> Slice:
-    is_real_PG = candidates.is_real_PG
-    scores_PG = score_pages(model, candidates.contexts, candidates.rows_PG)
-    clicks, labels = _probabilities(model, candidates)["click"][is_real_PG], candidates.labels_PG[is_real_PG]
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answers:
+    """What a model says of labelled candidates: its scores, and by label what it promises of the n real ones."""
+
+    asked: LabelledCandidates
+    scores_PG: Float[np.ndarray, "P G"]
+    probabilities: dict[str, Float[np.ndarray, " n"]]
+
+    @classmethod
+    def of(cls, model: RewardModel, asked: LabelledCandidates) -> "_Answers":
+        """Ask a model; one of a single number promises a click or order."""
+        scores_PG = score_pages(model, asked.contexts, asked.rows_PG)
+        promised = {"click": scores_PG}
+        if isinstance(model, PredictsProbabilities):
+            promised = _in_parts(model.probabilities, asked.contexts, asked.rows_PG)
+        return cls(asked, scores_PG, {name: found_PG[asked.is_real_PG] for name, found_PG in promised.items()})
+
+    @property
+    def labels(self) -> Float[np.ndarray, " n"]:
+        return self.asked.labels_PG[self.asked.is_real_PG]
+
+
+def _slice(answers: _Answers, popularity: Int[np.ndarray, " n"], *, seed: int) -> Slice:
+    candidates, clicks = answers.asked, answers.probabilities["click"]
     return Slice(
-        model=_rank(candidates, scores_PG, seed=seed),
+        model=_rank(candidates, answers.scores_PG, seed=seed),
         popularity=_rank(candidates, popularity[candidates.rows_PG].astype(np.float64), seed=seed),
-        calibration=calibration_quality(clicks, labels),
-        reliability=_reliability(clicks, labels),
-        tie_share=tie_share(scores_PG, is_real_PG),
+        calibration=calibration_quality(clicks, answers.labels),
+        reliability=_reliability(clicks, answers.labels),
+        tie_share=tie_share(answers.scores_PG, candidates.is_real_PG),
     )
 
 
@@ -179,13 +198,6 @@ def score_pages(
 ) -> Float[np.ndarray, "P G"]:
     """Score many requests, some at a time."""
     return _in_parts(lambda some, rows: {"": model.score(some, rows)}, contexts, rows_PG)[""]
-
-
-def _probabilities(model: RewardModel, candidates: LabelledCandidates) -> dict[str, Float[np.ndarray, "P G"]]:
-    """Return what a model promises of each label; a model of one number promises a click or order."""
-    if isinstance(model, PredictsProbabilities):
-        return _in_parts(model.probabilities, candidates.contexts, candidates.rows_PG)
-    return {"click": score_pages(model, candidates.contexts, candidates.rows_PG)}
 
 
 def _in_parts(

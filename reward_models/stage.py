@@ -60,26 +60,23 @@ def finish(
     report: RewardReport,
     inputs: Inputs,
     *,
-    tuning: Sequence[Example],
-    held_out: Sequence[Example],
     output_dir: Path,
     config: Mapping[str, Any],
     further_inputs: Mapping[str, str],
     started: float,
 ) -> None:
-    """Measure the gates, write the report, and record the stage.
+    """Fit the gates on tuning pages and judge them on held-out ones, write the report, and record the stage.
 
     Args:
         model: the reward model, saved already.
         report: its quality.
         inputs: what the stage read.
-        tuning: pages that gates are fitted on.
-        held_out: pages that gates are judged on.
         output_dir: the stage's folder.
         config: its settings, with ``seed``.
         further_inputs: folders that it read beside data and catalogue.
         started: ``time.monotonic()`` at the beginning.
     """
+    tuning, held_out = inputs.halves(max_history=None, seed=config["seed"])  # as gates read users in RL
     gates = offered_gates(model, inputs.catalog, examples=tuning)
     passed = {name: gate_report(gate, held_out, inputs.catalog, seed=config["seed"]) for name, gate in gates.items()}
     seconds = time.monotonic() - started

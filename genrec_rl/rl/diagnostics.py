@@ -25,14 +25,13 @@ from genrec_rl.rewards.protocol import RewardModel
 from genrec_rl.rewards.scoring import score_candidates
 from genrec_rl.rl.rollouts import RolloutScorer
 from genrec_rl.rl.start import StartProbe
+from genrec_rl.rl.telemetry import GROUP_TOTALS, Pair, group_totals
 from genrec_rl.sids.catalog import Catalog
-from genrec_rl.types import NO_ITEM, CalibratedRewards, Rollouts
+from genrec_rl.types import NO_ITEM, Rollouts
 
 TOP = 10
 MAGNETS = 20
 MAGNET_COLUMNS = ("rank", "item_id", "title", "share", "popularity", "reward", "gold")
-Pair = tuple[float, float]
-"""A sum, and what it is divided by once both are added up over processes."""
 
 
 def first_illegal_level(sids_PKL: Int[Tensor, "P K L"], catalog: Catalog) -> Int[Tensor, "P K"]:
@@ -45,20 +44,6 @@ def first_illegal_level(sids_PKL: Int[Tensor, "P K L"], catalog: Catalog) -> Int
         is_prefix = torch.isin(keys, torch.from_numpy(np.unique(known))) & (codes >= 0) & (codes < size)
         illegal_from[(illegal_from == 0) & ~is_prefix] = level + 1
     return illegal_from
-
-
-def group_totals(rewards: CalibratedRewards, rows_PK: Int[Tensor, "P K"]) -> dict[str, Pair]:
-    """Sum what gate and anchor leave of groups, as ``telemetry.rollout_metrics`` does of training's."""
-    is_valid_PK, n = rows_PK != NO_ITEM, float(len(rows_PK))
-    spread_P = rewards.calibrated_PG.amax(1) - rewards.calibrated_PG.amin(1)
-    passes = float((rewards.is_relevant_PG & is_valid_PK).sum())
-    return {
-        "gate_pass_rate": (passes, float(is_valid_PK.sum())),
-        "fully_gated_share": (float((~rewards.is_relevant_PG).all(1).sum()), n),
-        "zero_advantage_share": (float((spread_P == 0).sum()), n),
-        "positive_in_group_rate": (float(rewards.is_positive_PG.any(1).sum()), n),
-        "group_std": (float(rewards.calibrated_PG.std(1).sum()), n),
-    }
 
 
 def concentration(
@@ -138,14 +123,7 @@ class HackingWatch:
         judges = ("R", "gold") if self.gold_model is not None else ("R",)
         of_requests = [f"{judge}{suffix}" for judge in judges for suffix in ("@1", f"_mean@{TOP}")]
         levels = [f"har@{TOP}_level_{level + 1}" for level in range(self.scorer.catalog.n_levels)]
-        groups = (
-            "gate_pass_rate",
-            "fully_gated_share",
-            "zero_advantage_share",
-            "positive_in_group_rate",
-            "group_std",
-        )
-        return [*of_requests, *levels, *groups]
+        return [*of_requests, *levels, *GROUP_TOTALS]
 
     def _of_requests(self, proposals: Proposals, of_items: dict[str, Float[np.ndarray, " N"]]) -> dict[str, Pair]:
         """Score the first ten of each request, and count them item by item."""

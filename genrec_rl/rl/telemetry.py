@@ -11,37 +11,47 @@ from torch import Tensor
 
 from genrec_rl.types import NO_ITEM, CalibratedRewards, Example, Rollouts
 
+GROUP_TOTALS = ("gate_pass_rate", "fully_gated_share", "positive_in_group_rate", "zero_advantage_share", "group_std")
+Pair = tuple[float, float]
+"""A sum, and what it is divided by once both are added up over processes."""
 TABLE_COLUMNS = ("user", "rank", "sid", "title", "is_valid", "reward", "passes_gate", "is_positive", "calibrated")
 
 
-def rollout_metrics(rewards: CalibratedRewards, rows_PG: Int[Tensor, "P G"], *, n_items: int) -> dict[str, float]:
-    """Summarise whole groups.
+def group_totals(rewards: CalibratedRewards, rows_PG: Int[Tensor, "P G"]) -> dict[str, Pair]:
+    """Sum what gate and anchor leave of whole groups, to be added up over processes and divided then.
 
     A group carries no advantage when all its rewards are equal; that is read off their range, since a float
     standard deviation of equal numbers need not be 0.
     """
-    is_valid_PG = rows_PG != NO_ITEM
+    is_valid_PG, n = rows_PG != NO_ITEM, float(len(rows_PG))
     spread_P = rewards.calibrated_PG.amax(1) - rewards.calibrated_PG.amin(1)
-    valid_rows = rows_PG[is_valid_PG]
-    first = rows_PG[:, 0]
+    passes = float((rewards.is_relevant_PG & is_valid_PG).sum())
+    sums = (
+        (passes, float(is_valid_PG.sum())),
+        (float((~rewards.is_relevant_PG).all(1).sum()), n),
+        (float(rewards.is_positive_PG.any(1).sum()), n),
+        (float((spread_P == 0).sum()), n),
+        (float(rewards.calibrated_PG.std(1).sum()), n),
+    )
+    return dict(zip(GROUP_TOTALS, sums, strict=True))
+
+
+def rollout_metrics(rewards: CalibratedRewards, rows_PG: Int[Tensor, "P G"], *, n_items: int) -> dict[str, float]:
+    """Summarise whole groups."""
+    is_valid_PG = rows_PG != NO_ITEM
+    valid_rows, first = rows_PG[is_valid_PG], rows_PG[:, 0]
+    of_groups = {name: total / max(n, 1.0) for name, (total, n) in group_totals(rewards, rows_PG).items()}
     return {
         "reward/raw": rewards.raw_PG.mean().item(),
         "reward/gated": rewards.gated_PG.mean().item(),
         "reward/anchored": rewards.calibrated_PG.mean().item(),
         "reward/best_in_group": rewards.gated_PG.amax(1).mean().item(),
-        "reward/group_std": rewards.calibrated_PG.std(1).mean().item(),
+        "reward/group_std": of_groups.pop("group_std"),
         "rollout/hallucination_rate": 1 - is_valid_PG.float().mean().item(),
-        "rollout/gate_pass_rate": _share(rewards.is_relevant_PG & is_valid_PG, of=is_valid_PG),
-        "rollout/fully_gated_share": (~rewards.is_relevant_PG).all(1).float().mean().item(),
-        "rollout/positive_in_group_rate": rewards.is_positive_PG.any(1).float().mean().item(),
-        "rollout/zero_advantage_share": (spread_P == 0).float().mean().item(),
+        **{f"rollout/{name}": share for name, share in of_groups.items()},
         "rollout/coverage": len(valid_rows.unique()) / n_items,
         "rollout/distinct_at_1": len(first[first != NO_ITEM].unique()) / len(first),
     }
-
-
-def _share(part: Tensor, *, of: Tensor) -> float:
-    return part.sum().item() / max(of.sum().item(), 1)
 
 
 def rollout_table(

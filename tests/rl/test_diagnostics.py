@@ -5,8 +5,7 @@ from accelerate import Accelerator
 
 from genrec_rl.decoding.validation import Proposals
 from genrec_rl.errors import ConfigError
-from genrec_rl.rewards.calibration import calibrate_rewards
-from genrec_rl.rl.diagnostics import MAGNET_COLUMNS, HackingWatch, concentration, first_illegal_level, group_totals
+from genrec_rl.rl.diagnostics import MAGNET_COLUMNS, HackingWatch, concentration, first_illegal_level
 from genrec_rl.rl.rollouts import RolloutScorer
 from genrec_rl.types import NO_ITEM, Rollouts
 from tests.fixtures import CODES, make_example
@@ -38,21 +37,6 @@ def test_first_illegal_level_of_hand_made_sids(catalog):
 def test_every_sid_that_is_no_item_breaks_at_some_level_and_no_item_does(catalog):
     every = torch.cartesian_prod(*[torch.arange(-1, 5)] * 3)[None]
     assert torch.equal(first_illegal_level(every, catalog) > 0, catalog.rows_of(every) == NO_ITEM)
-
-
-def test_group_totals_of_hand_made_groups():
-    raw = torch.tensor([[0.2, 0.4], [0.5, 0.0]])
-    relevant = torch.tensor([[True, False], [False, False]])
-    hits = torch.tensor([[False, True], [False, False]])
-    found = group_totals(calibrate_rewards(raw, relevant, hits), torch.tensor([[1, 2], [3, NO_ITEM]]))
-    # the first group's hit earns the best, .2: no spread in either group
-    assert found == {
-        "gate_pass_rate": (1.0, 3.0),
-        "fully_gated_share": (1.0, 2.0),
-        "zero_advantage_share": (2.0, 2.0),
-        "positive_in_group_rate": (1.0, 2.0),
-        "group_std": (0.0, 2.0),
-    }
 
 
 def test_concentration_of_hand_made_counts():

@@ -213,7 +213,8 @@ def test_page_term_is_the_pages_answer_after_its_prompt(catalog, examples, tmp_p
 
 def test_a_second_iteration_weighs_the_same_rollouts_by_their_clipped_ratio(catalog, examples, tmp_path):
     policy, read, epsilon = taught(catalog), [], 0.05
-    trainer = make_trainer(policy, catalog, examples, tmp_path, **BATCH, num_iterations=2, max_steps=2, epsilon=epsilon)
+    settings = BATCH | {"num_iterations": 2, "max_steps": 2, "epsilon": epsilon}
+    trainer = make_trainer(policy, catalog, examples, tmp_path, **settings)
     compute_loss = trainer._compute_loss
 
     def spy(model, inputs):

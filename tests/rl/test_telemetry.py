@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from genrec_rl.rewards.calibration import calibrate_rewards
-from genrec_rl.rl.telemetry import TABLE_COLUMNS, rollout_metrics, rollout_table
+from genrec_rl.rl.telemetry import TABLE_COLUMNS, group_totals, rollout_metrics, rollout_table
 from genrec_rl.types import NO_ITEM, Rollouts
 from tests.fixtures import make_example
 
@@ -12,6 +12,21 @@ REWARDS = calibrate_rewards(
     torch.tensor([[True, True, False, False], [False, False, False, False]]),
     torch.tensor([[True, False, False, False], [False, True, False, False]]),
 )
+
+
+def test_group_totals_of_hand_made_groups():
+    raw = torch.tensor([[0.2, 0.4], [0.5, 0.0]])
+    relevant = torch.tensor([[True, False], [False, False]])
+    hits = torch.tensor([[False, True], [False, False]])
+    found = group_totals(calibrate_rewards(raw, relevant, hits), torch.tensor([[1, 2], [3, NO_ITEM]]))
+    # the first group's hit earns the best, .2: no spread in either group
+    assert found == {
+        "gate_pass_rate": (1.0, 3.0),
+        "fully_gated_share": (1.0, 2.0),
+        "zero_advantage_share": (2.0, 2.0),
+        "positive_in_group_rate": (1.0, 2.0),
+        "group_std": (0.0, 2.0),
+    }
 
 
 def test_hand_worked_summary():

@@ -134,7 +134,8 @@ def test_running_requests_are_every_item_after_all_before_it():
 
 
 def test_running_requests_know_what_was_disliked_before_their_page():
-    disliked = Disliked(np.array([11, 12]), np.array([0, 1]), start=np.array([0] * 6), end=np.array([0, 1, 2, 2, 2, 2]))
+    start, end = np.zeros(6, int), np.array([0, 1, 2, 2, 2, 2])
+    disliked = Disliked(np.array([11, 12]), np.array([0, 1]), start, end)
     dataset = SimpleNamespace(pages=replace(TABLE, disliked=disliked), split=SimpleNamespace(train=np.array([0, 2])))
     found = training_requests(dataset, "running", max_history=1)
     assert [example.context.disliked.tolist() for example in found] == [[], [], [11, 12], [11, 12], [11, 12]]
