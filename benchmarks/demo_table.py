@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.written import README, fill_part
-from genrec_rl.tracking import STAGE_FILE, console, require_stage, run_recipe
+from genrec_rl.tracking import STAGE_FILE, check_made_from, console, require_stage, run_recipe
 
 RUNS = Path("runs/demo")
 RESULTS = Path("benchmarks/results")
@@ -28,9 +28,17 @@ KEPT = ("Constrained decoding", "Unconstrained decoding", "What this says")
 def main() -> None:
     for stage in STAGES:
         require_stage(RUNS / stage, stage=stage, command="make demo #")
+    check_made_from(RUNS / "eval", beside("data", "sids", "sft", "grpo", "grpo_sr"), command="make demo #")
     fill_part(README, "demo-table", for_readme(keep("demo_movielens", STAGES, command="make demo")))
     if (RUNS / OF_LISTWISE_KL[-1] / STAGE_FILE).is_file():
+        made_from = beside("data", "sids", "sft", "listwise_kl")
+        check_made_from(RUNS / OF_LISTWISE_KL[-1], made_from, command="python recipes/evaluate.py")
         keep("demo_listwise_kl", OF_LISTWISE_KL, command="README, What RL gains")
+
+
+def beside(*names: str) -> dict[str, Path]:
+    """Return the stages' folders by the names under which an evaluation read them."""
+    return {name: RUNS / name for name in names}
 
 
 def keep(name: str, stages: Sequence[str], *, command: str) -> str:
